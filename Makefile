@@ -1,0 +1,41 @@
+# Works with GNU make 3.81. Another interpreter: `make demo PYTHON=python3.12`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INPUTS := pyproject.toml constraints.txt
+
+.PHONY: demo test lint format bench clean
+
+demo: $(VENV)/.installed ## the main job: a DreamBooth-LoRA run on the built-in miniature
+	$(BIN)/boothlab train
+
+test: $(VENV)/.installed-dev ## all tests but the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(VENV)/.installed ## wall-clock seconds of the commands
+	$(BIN)/python benchmarks/commands.py
+
+clean:
+	rm -rf $(VENV)
+
+# A stamp is newer than what it was made from, so a second call installs nothing.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "boothlab needs Python 3.11 to 3.13 and this is %d.%d: make PYTHON=python3.12 ..." % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(INPUTS) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(INPUTS) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@ $(VENV)/.installed

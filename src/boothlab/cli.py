@@ -1,0 +1,81 @@
+"""The front door: `boothlab COMMAND …` finds the command, runs it, and turns errors into one line and an exit code."""
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from boothlab import __version__
+from boothlab.errors import NonFiniteLossError, UserError
+
+#: each command is boothlab/commands/<name>.py with `run(argv: list[str]) -> int`
+COMMANDS = {
+    "train": "one DreamBooth-LoRA run, evaluated at every checkpoint",
+    "sample": "images from a trained adapter, each with its own seed",
+}
+
+
+def help_text() -> str:
+    """What `boothlab --help` prints."""
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {what}" for name, what in COMMANDS.items())
+    return f"""boothlab {__version__}: a research harness for subject-driven diffusion
+
+usage: boothlab COMMAND [key=value …]
+
+commands:
+{commands}
+
+  boothlab train                                   the built-in miniature, about a minute on two CPU cores
+  boothlab train backbone=sd15 subject=folder subject.images=photos subject.class_noun=dog
+  boothlab train -m lora.rank=4,16 seed=0,1        a run for each combination
+  boothlab COMMAND --help                          every setting of a command
+
+exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a character the terminal lacks is no reason to stop
+    try:
+        return _dispatch(arguments)
+    except UserError as error:
+        return _say(error, 2)
+    except NonFiniteLossError as error:
+        return _say(error, 1)
+    except KeyboardInterrupt:
+        print("boothlab: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as in `boothlab train --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(help_text())
+        return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version"):
+        print(f"boothlab {__version__}")
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        closest = difflib.get_close_matches(name, COMMANDS, n=1)
+        meant = f"did you mean `boothlab {closest[0]}`?" if closest else f"the commands are {', '.join(COMMANDS)}"
+        raise UserError(f"there is no command {name!r}; {meant}")
+    command = importlib.import_module(f"boothlab.commands.{name}")
+    code: int = command.run(rest)
+    return code
+
+
+def _say(error: Exception, code: int) -> int:
+    print("boothlab: error: " + " ".join(str(error).splitlines()), file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""`boothlab sample`: images from a trained adapter, or from a bare backbone."""
+
+from pathlib import Path
+from typing import Any
+
+from boothlab.commands.help import HelpPage, asks_for_help, print_help
+from boothlab.compose.run import run as run_composed
+from boothlab.config import SampleConfig
+from boothlab.progress import Reporter
+
+HELP = HelpPage(
+    config_name="sample",
+    usage="boothlab sample run=DIR prompt=TEXT [key=value …]",
+    about="Images from a trained adapter, one for each prompt and seed; each can be made again on its own.",
+    examples=(
+        (
+            "boothlab sample run=outputs/train/RUN prompt='a {token} {class} on the moon'",
+            "words from the run",
+        ),
+        (
+            "boothlab sample run=outputs/train/RUN prompt='a {token} {class}' seeds=[0,1,2,3] unet_scale=0.7",
+            "weaker",
+        ),
+        ("boothlab sample run=photo_lora.safetensors backbone=sd15 prompt='a sks dog'", "an adapter from elsewhere"),
+        ("boothlab sample backbone=dollhouse prompt='a photo of a robot on the beach'", "the bare backbone"),
+    ),
+)
+
+
+def run(argv: list[str]) -> int:
+    """Run the command and return its exit code."""
+    if asks_for_help(argv):
+        return print_help(HELP, argv)
+    return run_composed(HELP.config_name, _sample, argv)
+
+
+def _sample(config: SampleConfig, resolved: dict[str, Any], run_dir: Path) -> list[str]:
+    # torch and diffusers: only once the config is known to be good
+    from boothlab.build import build_sample_run
+    from boothlab.images.grid import save_png
+
+    reporter = Reporter()
+    run = build_sample_run(config)
+    with reporter.bar("drawing", len(run.requests)) as bar:
+        pictures = run.draw(bar.advance)
+    paths = []
+    for name, picture in pictures:
+        save_png(run.folder / name, picture)
+        paths.append(str(run.folder / name))
+    reporter.say(f"{len(paths) - 1} images and {paths[-1]}")
+    return paths

@@ -1,0 +1,83 @@
+"""One job as Hydra runs it: the typed config in, an outcome out, so that a failing job never stops the others."""
+
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from boothlab.compose.typed import load
+from boothlab.errors import NonFiniteLossError, UserError
+
+T = TypeVar("T")
+#: what a command does: (typed config, the same as a plain dict, run folder)
+Body = Callable[[T, dict[str, Any], Path], object]
+
+
+@dataclass
+class Outcome:
+    """How a job of a multirun ended: an exit code. A single run keeps its exception, to be raised again."""
+
+    code: int = 0
+    value: object = None
+    exception: BaseException | None = None
+
+
+class Job(Generic[T]):
+    """The task function given to Hydra; a class and not a closure, so that a launcher can send it to a worker."""
+
+    def __init__(self, schema: type[T], body: Body[T]):
+        self.schema = schema
+        self.body = body
+
+    def __call__(self, node: DictConfig) -> Outcome:
+        """Run the job. Only Ctrl-C and being told to end (exit codes above 128) go through Hydra and end a multirun."""
+        alone = HydraConfig.get().mode != RunMode.MULTIRUN
+        try:
+            config, resolved = load(node, self.schema)
+            return Outcome(value=self.body(config, resolved, Path(HydraConfig.get().runtime.output_dir)))
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+            if alone or code > 128:
+                raise
+            return Outcome(code)
+        except Exception as error:
+            if alone:
+                return Outcome(exception=error)
+            return Outcome(_report(error, HydraConfig.get().overrides.task))
+
+
+def _report(error: Exception, overrides: Iterable[str]) -> int:
+    """Say on stderr how a job of a multirun failed, and give its exit code."""
+    job = " ".join(overrides) or "without overrides"
+    if isinstance(error, UserError | NonFiniteLossError):
+        line = " ".join(str(error).splitlines())
+    else:
+        traceback.print_exception(error)
+        line = f"{type(error).__name__}: {error}"
+    print(f"boothlab: error: the job {job} failed: {line}", file=sys.stderr, flush=True)
+    return 2 if isinstance(error, UserError) else 1
+
+
+def code_of_run(job_return: JobReturn) -> int:
+    """The exit code of a single run; what the command raised is raised again."""
+    outcome: Outcome = job_return.return_value
+    if outcome.exception is not None:
+        raise outcome.exception
+    return outcome.code
+
+
+def code_of_multirun(batches: Iterable[Iterable[JobReturn]]) -> int:
+    """The exit code of a multirun: 0 if all went well, 2 if all were bad input, 1 otherwise."""
+    codes = [job_return.return_value.code for batch in batches for job_return in batch]
+    failed = [code for code in codes if code != 0]
+    if not failed:
+        return 0
+    print(f"boothlab: {len(failed)} of {len(codes)} jobs failed", file=sys.stderr, flush=True)
+    return 2 if failed == [2] * len(codes) else 1

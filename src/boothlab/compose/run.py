@@ -1,0 +1,142 @@
+"""Runs a command through Hydra's own machinery, so `-m`, `--cfg`, `--info` and `hydra.*` work as ever."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn, TypeVar
+
+from hydra import version as hydra_version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from boothlab.compose.job import Body, Job, code_of_multirun, code_of_run
+from boothlab.compose.mistakes import BAD_INPUT, explain
+from boothlab.compose.overrides import quote_text
+from boothlab.compose.schemas import SCHEMAS, conf_dir
+from boothlab.compose.typed import load, refuse_targets
+from boothlab.errors import UserError
+
+T = TypeVar("T")
+
+
+def run(config_name: str, body: Body[Any], argv: Sequence[str]) -> int:
+    """Compose conf/<config_name>.yaml with the arguments, call `body(config, resolved, run_dir)`, return the exit code.
+
+    A single run lets the exceptions of `body` through. A multirun reports them and goes on with the next job. Raises
+    UserError for whatever is wrong with the arguments or the config files, before any folder is made.
+    """
+    schema = SCHEMAS[config_name]
+    arguments = _parse(argv, config_name)
+    overrides: list[str] = quote_text(arguments.overrides, schema, multirun=arguments.multirun)
+    with _hydra(arguments) as hydra:
+        name = arguments.config_name or config_name
+        if _answer_question(hydra, arguments, name, overrides, schema):
+            return 0
+        with mistakes_explained(schema):
+            mode = _mode(hydra, name, overrides, arguments.multirun)
+            if mode is RunMode.RUN:
+                load(_job_part(hydra.compose_config(name, overrides, RunMode.RUN)), schema)
+        if mode is RunMode.MULTIRUN:
+            with mistakes_explained(schema):  # the exceptions of the jobs themselves stay in their outcomes
+                return code_of_multirun(hydra.multirun(name, Job(schema, body), [*overrides, "hydra.mode=MULTIRUN"]))
+        with mistakes_explained(schema):
+            finished = hydra.run(name, Job(schema, body), [*overrides, "hydra.mode=RUN"])
+        return code_of_run(finished)
+
+
+def compose(config_name: str, argv: Sequence[str] = ()) -> DictConfig:
+    """The job's config as Hydra composes it, unresolved and unchecked; for help pages and tests. Raises UserError."""
+    schema = SCHEMAS[config_name]
+    arguments = _parse(argv, config_name)
+    overrides = quote_text(arguments.overrides, schema, multirun=False)
+    with _hydra(arguments) as hydra, mistakes_explained(schema):
+        name = arguments.config_name or config_name
+        return _job_part(hydra.compose_config(name, overrides, RunMode.RUN))
+
+
+def group_options(config_name: str) -> dict[str, list[str]]:
+    """The config groups that the primary config chooses from, each with its options."""
+    with _hydra(_parse((), config_name)) as hydra:
+        chosen = hydra.compose_config(config_name, [], RunMode.RUN).hydra.runtime.choices
+        groups = [str(group) for group in chosen if not str(group).startswith("hydra/")]
+        return {group: sorted(hydra.config_loader.get_group_options(group)) for group in groups}
+
+
+@contextmanager
+def mistakes_explained(schema: type) -> Iterator[None]:
+    """Turns what composing raises for bad input into a UserError of one line."""
+    try:
+        yield
+    except (UserError, BrokenPipeError):
+        raise
+    except BAD_INPUT as error:
+        raise explain(error, schema) from error
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; overrides are written key=value, and `boothlab {self.prog} --help` lists them")
+
+
+def _parse(argv: Sequence[str], command: str) -> argparse.Namespace:
+    parser = _Parser(prog=command, parents=[get_args_parser()], add_help=False, allow_abbrev=False)
+    arguments = parser.parse_intermixed_args(list(argv))
+    if arguments.experimental_rerun:
+        raise UserError("--experimental-rerun would load a pickle, which can run code; use the manifest instead")
+    return arguments
+
+
+@contextmanager
+def _hydra(arguments: argparse.Namespace) -> Iterator[Hydra]:
+    """Hydra with conf/ (or --config-path) as its main folder and --config-dir searched as well."""
+    hydra_version.setbase("1.3")
+    main = conf_dir() if arguments.config_path is None else os.path.abspath(arguments.config_path)
+    search_path = create_config_search_path(f"file://{main}")
+    if arguments.config_dir is not None:
+        extra = os.path.abspath(arguments.config_dir)
+        if not os.path.isdir(extra):
+            raise UserError(f"--config-dir {arguments.config_dir}: there is no such folder")
+        search_path.prepend(provider="command-line", path=f"file://{extra}", anchor=SearchPathQuery(provider="schema"))
+    GlobalHydra.instance().clear()
+    try:
+        yield Hydra.create_main_hydra2(task_name=arguments.config_name or "boothlab", config_search_path=search_path)
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def _answer_question(
+    hydra: Hydra, arguments: argparse.Namespace, name: str, overrides: list[str], schema: type
+) -> bool:
+    """Answer --cfg, --info, --hydra-help and --shell-completion; False if none was asked."""
+    with mistakes_explained(schema):
+        if arguments.cfg:
+            hydra.show_cfg(name, overrides, arguments.cfg, arguments.package, arguments.resolve)
+        elif arguments.info:
+            logging.raiseExceptions = False  # it is all log lines, and `| head` closes the pipe early
+            hydra.show_info(arguments.info, config_name=name, overrides=overrides)
+        elif arguments.hydra_help:
+            hydra.hydra_help(name, get_args_parser(), arguments)
+        elif arguments.shell_completion:
+            hydra.shell_completion(name, overrides)
+        else:
+            return False
+    sys.stdout.flush()
+    return True
+
+
+def _mode(hydra: Hydra, name: str, overrides: list[str], multirun: bool) -> RunMode:
+    """RUN or MULTIRUN, from -m or `hydra.mode`; a config that names code to run is refused before any of it could."""
+    cfg = hydra.compose_config(name, overrides, RunMode.MULTIRUN, validate_sweep_overrides=False)
+    refuse_targets(OmegaConf.to_container(cfg, resolve=False))
+    return RunMode.MULTIRUN if multirun or cfg.hydra.mode == RunMode.MULTIRUN else RunMode.RUN
+
+
+def _job_part(cfg: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])

@@ -1,0 +1,551 @@
+"""Every config dataclass, its one-line field docs with units, and its checks.
+
+Each part of the program gets its own dataclass, never the root. Field docs are the `#:` comments; `boothlab train
+--help` and the docs print them. A check that fails raises UserError with the dotted key in it.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from omegaconf import MISSING
+
+from boothlab.errors import UserError
+
+
+class Precision(Enum):
+    """Arithmetic of the frozen networks; adapters are always float32."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class LoraInit(Enum):
+    """How the down matrices start; the up matrices start at zero."""
+
+    gaussian = "gaussian"
+    kaiming = "kaiming"
+
+
+class LrSchedule(Enum):
+    """Learning-rate schedules, all in optimizer steps."""
+
+    constant = "constant"
+    constant_with_warmup = "constant_with_warmup"
+    linear = "linear"
+    cosine = "cosine"
+    cosine_with_restarts = "cosine_with_restarts"
+    polynomial = "polynomial"
+
+
+class CropMode(Enum):
+    """Where the square is cut from a photo whose shorter side was resized."""
+
+    center = "center"
+    random = "random"
+
+
+class WandbMode(Enum):
+    """`auto` is online when a key is set and offline otherwise."""
+
+    auto = "auto"
+    online = "online"
+    offline = "offline"
+    disabled = "disabled"
+
+
+class Mirror(Enum):
+    """Copies of metrics.jsonl in other formats."""
+
+    csv = "csv"
+    tensorboard = "tensorboard"
+
+
+class Accelerator(Enum):
+    """Where to compute; `auto` takes CUDA, then MPS, then the CPU."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+class NoiseScheduler(Enum):
+    """Samplers for evaluation and `boothlab sample`, by diffusers' names."""
+
+    ddim = "ddim"
+    ddpm = "ddpm"
+    dpmpp_2m = "dpmpp_2m"
+    dpmpp_2m_karras = "dpmpp_2m_karras"
+    euler = "euler"
+    euler_a = "euler_a"
+    heun = "heun"
+    lms = "lms"
+    pndm = "pndm"
+    unipc = "unipc"
+
+
+def need(condition: bool, key: str, value: object, rule: str) -> None:
+    """Raise UserError naming the key, its value and the rule, unless the condition holds."""
+    if not condition:
+        raise UserError(f"{key}={value}: {rule}")
+
+
+def _complete(config: object) -> bool:
+    """Whether no field, at any depth, still waits for its value."""
+    if isinstance(config, Checked):
+        return all(_complete(value) for value in vars(config).values())
+    return not (isinstance(config, str) and config == MISSING)
+
+
+class Checked:
+    """A config that checks itself once all its values are there.
+
+    OmegaConf builds an instance of every section before it fills in the values, so a check in a plain
+    `__post_init__` would meet the placeholder `???`.
+    """
+
+    def __post_init__(self) -> None:
+        if _complete(self):
+            self.check()
+
+    def check(self) -> None:
+        """Raise UserError if the values do not go together."""
+
+
+@dataclass
+class BackboneConfig(Checked):
+    """The frozen diffusion model."""
+
+    #: name of the backbone in tables
+    name: str = MISSING
+    #: `dollhouse`, a local diffusers folder, or a hub id
+    source: str = MISSING
+    #: hub revision (commit) to pin; null takes the newest and records which one it was
+    revision: str | None = None
+    #: weight file variant, such as fp16
+    variant: str | None = None
+    #: pixels; photos are resized and cropped to this square
+    resolution: int = MISSING
+    #: arithmetic of the frozen networks
+    precision: Precision = Precision.fp32
+
+    def check(self) -> None:
+        need(
+            self.resolution >= 8 and self.resolution % 8 == 0,
+            "backbone.resolution",
+            self.resolution,
+            "must be a positive multiple of 8 pixels",
+        )
+
+
+@dataclass
+class SubjectConfig(Checked):
+    """The photos and the words for what they show."""
+
+    #: folder of photos, or dollhouse:CLASS/INDEX for a toy the miniatures have never seen
+    images: str = MISSING
+    #: how many photos a dollhouse subject gets
+    count: int = 5
+    #: the rare word that comes to name the subject
+    token: str = "sks"
+    #: what the subject is, as the model knows it
+    class_noun: str = MISSING
+    #: training prompt; must contain the token
+    instance_prompt: str = "a photo of a ${subject.token} ${subject.class_noun}"
+    #: use side-car .txt captions where a photo has one (the token is put before the class noun if absent)
+    captions: bool = True
+
+    def check(self) -> None:
+        need(
+            self.token.strip() != "",
+            "subject.token",
+            repr(self.token),
+            "must not be empty; use a rare word such as sks",
+        )
+        need(self.class_noun.strip() != "", "subject.class_noun", repr(self.class_noun), "must not be empty, e.g. dog")
+        words = f" {self.instance_prompt} "
+        need(
+            f" {self.token} " in words.replace(",", " ").replace(".", " "),
+            "subject.instance_prompt",
+            repr(self.instance_prompt),
+            f"must contain the token {self.token!r}, e.g. 'a photo of a {self.token} {self.class_noun}'",
+        )
+        need(self.count >= 1, "subject.count", self.count, "must be at least 1 photo")
+
+
+@dataclass
+class LoraConfig(Checked):
+    """The adapter."""
+
+    #: rank of the update
+    rank: int = 4
+    #: the update is scaled by alpha / rank; null means alpha = rank (a scale of 1)
+    alpha: float | None = None
+    #: dropout on the adapter's input, 0..1
+    dropout: float = 0.0
+    #: how the down matrices start
+    init: LoraInit = LoraInit.gaussian
+    #: UNet module name endings that get an adapter
+    unet_targets: list[str] = field(default_factory=lambda: ["to_k", "to_q", "to_v", "to_out.0"])
+    #: text-encoder module name endings that get an adapter
+    text_encoder_targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "out_proj"])
+    #: train an adapter on the text encoder(s) too
+    train_text_encoder: bool = False
+
+    @property
+    def effective_alpha(self) -> float:
+        """alpha, or the rank when alpha is null."""
+        return float(self.rank) if self.alpha is None else self.alpha
+
+    def check(self) -> None:
+        need(self.rank >= 1, "lora.rank", self.rank, "must be at least 1")
+        need(
+            self.alpha is None or self.alpha > 0, "lora.alpha", self.alpha, "must be above 0, or null for alpha = rank"
+        )
+        need(0 <= self.dropout < 1, "lora.dropout", self.dropout, "must be in [0, 1)")
+        need(len(self.unet_targets) > 0, "lora.unet_targets", self.unet_targets, "must name at least one module")
+        need(
+            not self.train_text_encoder or len(self.text_encoder_targets) > 0,
+            "lora.text_encoder_targets",
+            self.text_encoder_targets,
+            "must name at least one module when lora.train_text_encoder=true",
+        )
+
+
+@dataclass
+class OptimConfig(Checked):
+    """AdamW and its schedule."""
+
+    #: learning rate of the UNet adapter
+    lr: float = 1e-4
+    #: learning rate of the text-encoder adapter; null means the UNet's
+    text_encoder_lr: float | None = None
+    #: AdamW's betas
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    #: AdamW's epsilon
+    eps: float = 1e-8
+    #: AdamW's weight decay
+    weight_decay: float = 1e-2
+    #: largest gradient norm before clipping; null does not clip
+    grad_clip: float | None = 1.0
+    #: learning-rate schedule
+    schedule: LrSchedule = LrSchedule.constant
+    #: optimizer steps of linear warm-up
+    warmup_steps: int = 0
+    #: restarts of cosine_with_restarts
+    restarts: int = 1
+    #: exponent of polynomial
+    power: float = 1.0
+
+    def check(self) -> None:
+        need(self.lr > 0, "optim.lr", self.lr, "must be above 0")
+        need(
+            self.text_encoder_lr is None or self.text_encoder_lr > 0,
+            "optim.text_encoder_lr",
+            self.text_encoder_lr,
+            "must be above 0, or null for the same as optim.lr",
+        )
+        need(
+            len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
+            "optim.betas",
+            self.betas,
+            "must be two numbers in [0, 1)",
+        )
+        need(self.eps > 0, "optim.eps", self.eps, "must be above 0")
+        need(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "must not be negative")
+        need(
+            self.grad_clip is None or self.grad_clip > 0, "optim.grad_clip", self.grad_clip, "must be above 0, or null"
+        )
+        need(self.warmup_steps >= 0, "optim.warmup_steps", self.warmup_steps, "must not be negative")
+        need(self.restarts >= 1, "optim.restarts", self.restarts, "must be at least 1")
+        need(self.power > 0, "optim.power", self.power, "must be above 0")
+
+
+@dataclass
+class PriorConfig(Checked):
+    """Prior preservation (DreamBooth §3.3): class images keep the class from turning into the subject."""
+
+    #: train on class images too
+    enabled: bool = False
+    #: prompt the class images are made from
+    class_prompt: str = "a photo of a ${subject.class_noun}"
+    #: how many class images
+    num_class_images: int = 100
+    #: weight of the prior loss
+    weight: float = 1.0
+    #: sampler steps for class images
+    steps: int = 50
+    #: guidance for class images
+    guidance_scale: float = 7.5
+    #: your own folder of class images instead of generated ones
+    class_images: str | None = None
+
+    def check(self) -> None:
+        need(self.num_class_images >= 1, "prior.num_class_images", self.num_class_images, "must be at least 1")
+        need(self.weight >= 0, "prior.weight", self.weight, "must not be negative")
+        need(self.steps >= 1, "prior.steps", self.steps, "must be at least 1")
+        need(
+            not self.enabled or self.class_prompt.strip() != "",
+            "prior.class_prompt",
+            repr(self.class_prompt),
+            "must not be empty when prior.enabled=true",
+        )
+
+
+@dataclass
+class DataConfig(Checked):
+    """How photos become training samples."""
+
+    #: samples a step, of the subject (class images come on top, one for one)
+    batch_size: int = 4
+    #: where the square is cut from
+    crop: CropMode = CropMode.random
+    #: mirror half of the photos; leave off for subjects with a left and a right
+    flip: bool = False
+    #: crops and flips drawn per photo; their latents are cached, so more variants cost memory, not time
+    variants: int = 16
+
+    def check(self) -> None:
+        need(self.batch_size >= 1, "data.batch_size", self.batch_size, "must be at least 1")
+        need(self.variants >= 1, "data.variants", self.variants, "must be at least 1")
+
+
+@dataclass
+class LossConfig(Checked):
+    """The training objective."""
+
+    #: min-SNR weighting with this gamma (5 is usual); null weighs all timesteps alike
+    min_snr_gamma: float | None = None
+    #: strength of a constant offset added to the noise of each channel
+    noise_offset: float = 0.0
+
+    def check(self) -> None:
+        need(
+            self.min_snr_gamma is None or self.min_snr_gamma > 0,
+            "loss.min_snr_gamma",
+            self.min_snr_gamma,
+            "must be above 0, or null",
+        )
+        need(self.noise_offset >= 0, "loss.noise_offset", self.noise_offset, "must not be negative")
+
+
+@dataclass
+class TrainerConfig(Checked):
+    """The Lightning fields in use."""
+
+    #: optimizer steps
+    max_steps: int = MISSING
+    #: batches whose gradients are averaged into one optimizer step
+    accumulate: int = 1
+    #: optimizer steps between checkpoints (the last step always gets one)
+    checkpoint_every: int = MISSING
+    #: where to compute
+    accelerator: Accelerator = Accelerator.auto
+    #: CPU threads; null leaves torch's choice. Recorded, since another number can change the last bits
+    threads: int | None = None
+    #: bit-exact algorithms only
+    deterministic: bool = True
+    #: recompute activations in the backward pass: less memory, more time
+    gradient_checkpointing: bool = False
+    #: decay of an exponential moving average of the adapter that is evaluated and saved; null keeps none
+    ema_decay: float | None = None
+    #: optimizer steps between rows of metrics.jsonl
+    log_every: int = 10
+
+    def check(self) -> None:
+        need(self.max_steps >= 1, "trainer.max_steps", self.max_steps, "must be at least 1")
+        need(self.accumulate >= 1, "trainer.accumulate", self.accumulate, "must be at least 1")
+        need(self.checkpoint_every >= 1, "trainer.checkpoint_every", self.checkpoint_every, "must be at least 1")
+        need(
+            self.checkpoint_every <= self.max_steps,
+            "trainer.checkpoint_every",
+            self.checkpoint_every,
+            f"is beyond trainer.max_steps={self.max_steps}; no checkpoint would ever be written before the end",
+        )
+        need(self.threads is None or self.threads >= 1, "trainer.threads", self.threads, "must be at least 1, or null")
+        need(self.ema_decay is None or 0 < self.ema_decay < 1, "trainer.ema_decay", self.ema_decay, "must be in (0, 1)")
+        need(self.log_every >= 1, "trainer.log_every", self.log_every, "must be at least 1")
+
+
+@dataclass
+class SamplerConfig(Checked):
+    """How images are drawn."""
+
+    #: sampler
+    scheduler: NoiseScheduler = NoiseScheduler.dpmpp_2m
+    #: sampler steps
+    steps: int = 25
+    #: classifier-free guidance
+    guidance_scale: float = 7.5
+    #: what the images should not show
+    negative_prompt: str = ""
+    #: images denoised together
+    batch_size: int = 8
+
+    def check(self) -> None:
+        need(self.steps >= 1, "sampler.steps", self.steps, "must be at least 1")
+        need(self.guidance_scale >= 0, "sampler.guidance_scale", self.guidance_scale, "must not be negative")
+        need(self.batch_size >= 1, "sampler.batch_size", self.batch_size, "must be at least 1")
+
+
+@dataclass
+class EvaluationConfig(Checked):
+    """What is drawn and scored at step 0 and at every k-th step."""
+
+    #: off trains without drawing or scoring anything
+    enabled: bool = True
+    #: optimizer steps between evaluations; null means at every checkpoint
+    every: int | None = None
+    #: prompts with {token} and {class} in them
+    prompts: list[str] = MISSING
+    #: one image a prompt and seed
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3])
+    #: how the images are drawn
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    #: images of the bare class prompt for PRES (0 leaves PRES out)
+    pres_images: int = 8
+
+    def check(self) -> None:
+        need(self.every is None or self.every >= 1, "evaluation.every", self.every, "must be at least 1, or null")
+        need(
+            not self.enabled or len(self.prompts) > 0,
+            "evaluation.prompts",
+            self.prompts,
+            "must name at least one prompt",
+        )
+        need(not self.enabled or len(self.seeds) > 0, "evaluation.seeds", self.seeds, "must name at least one seed")
+        need(len(set(self.seeds)) == len(self.seeds), "evaluation.seeds", self.seeds, "must not name a seed twice")
+        need(self.pres_images >= 0, "evaluation.pres_images", self.pres_images, "must not be negative")
+
+
+@dataclass
+class EncodersConfig(Checked):
+    """The frozen encoders behind CLIP-I, CLIP-T and DINO. Their names go into every result row."""
+
+    #: `dollhouse`, a local folder or a hub id
+    clip: str = MISSING
+    #: hub revision of clip
+    clip_revision: str | None = None
+    #: `dollhouse`, a local folder or a hub id
+    dino: str = MISSING
+    #: hub revision of dino
+    dino_revision: str | None = None
+
+
+@dataclass
+class TrackingConfig(Checked):
+    """Where the numbers go besides metrics.jsonl."""
+
+    #: W&B mode
+    wandb: WandbMode = WandbMode.auto
+    #: W&B project
+    project: str = "boothlab"
+    #: W&B group; a sweep sets its own name
+    group: str | None = None
+    #: W&B tags
+    tags: list[str] = field(default_factory=list)
+    #: further copies of metrics.jsonl
+    mirrors: list[Mirror] = field(default_factory=list)
+
+
+@dataclass
+class PathsConfig(Checked):
+    """Where things lie. Nothing here changes a result."""
+
+    #: the folder all runs are written under
+    outputs: str = "outputs"
+    #: the content-addressed cache; null means $BOOTHLAB_CACHE or the user's cache folder
+    cache: str | None = None
+    #: run again although the run folder is finished, and resume nothing from it
+    overwrite: bool = False
+
+
+@dataclass
+class TrainConfig(Checked):
+    """One DreamBooth-LoRA run."""
+
+    #: the seed every stream of chance is derived from; 0 is a seed
+    seed: int = MISSING
+    #: folder of related runs under paths.outputs
+    experiment: str = "train"
+    #: first part of the run folder's name
+    name: str = MISSING
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    subject: SubjectConfig = field(default_factory=SubjectConfig)
+    encoders: EncodersConfig = field(default_factory=EncodersConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+
+    def check(self) -> None:
+        need(self.seed >= 0, "seed", self.seed, "must not be negative")
+        need(
+            self.optim.text_encoder_lr is None or self.lora.train_text_encoder,
+            "optim.text_encoder_lr",
+            self.optim.text_encoder_lr,
+            "has no effect without lora.train_text_encoder=true; set that, or leave it null",
+        )
+        need(
+            self.evaluation.every is None
+            or not self.evaluation.enabled
+            or self.evaluation.every <= self.trainer.max_steps,
+            "evaluation.every",
+            self.evaluation.every,
+            f"is beyond trainer.max_steps={self.trainer.max_steps}",
+        )
+        need(
+            self.optim.warmup_steps <= self.trainer.max_steps,
+            "optim.warmup_steps",
+            self.optim.warmup_steps,
+            f"is beyond trainer.max_steps={self.trainer.max_steps}",
+        )
+
+
+@dataclass
+class SampleConfig(Checked):
+    """Images from a trained adapter."""
+
+    #: run folder, LoRA folder or LoRA file; null samples the bare backbone
+    run: str | None = None
+    #: one prompt or several; {token} and {class} are filled in from the run
+    prompt: list[str] = MISSING
+    #: one image a prompt and seed
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3])
+    #: scale of the UNet adapter
+    unet_scale: float = 1.0
+    #: scale of the text-encoder adapter
+    text_encoder_scale: float = 1.0
+    #: how the images are drawn
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    #: backbone; taken from the run's manifest unless given
+    backbone: BackboneConfig | None = None
+    #: where the images go; null means samples/ in the run folder, or outputs/samples
+    out: str | None = None
+    #: where to compute
+    accelerator: Accelerator = Accelerator.auto
+    #: CPU threads; null leaves torch's choice
+    threads: int | None = None
+
+    def check(self) -> None:
+        need(len(self.prompt) > 0, "prompt", self.prompt, "must name at least one prompt")
+        need(len(self.seeds) > 0, "seeds", self.seeds, "must name at least one seed")
+        need(len(set(self.seeds)) == len(self.seeds), "seeds", self.seeds, "must not name a seed twice")
+
+
+#: keys that cannot change a result and so are left out of a run's identity
+NOT_HASHED = (
+    "experiment",
+    "name",
+    "tracking",
+    "paths",
+    "trainer.accelerator",
+    "trainer.threads",
+    "trainer.log_every",
+)

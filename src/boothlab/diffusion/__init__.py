@@ -1,0 +1,1 @@
+"""The diffusion backbone: loading, adapters and sampling."""

@@ -1,0 +1,197 @@
+"""When things happen during training: logging, evaluation, checkpoints, the bar. No maths here."""
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from boothlab.dreambooth.checkpoints import adapter_parameters, restore_checkpoint, save_checkpoint
+from boothlab.dreambooth.ema import AdapterEma
+from boothlab.dreambooth.evaluate import Evaluated, Evaluator
+from boothlab.dreambooth.module import DreamBoothModule
+from boothlab.progress import Bar, Reporter
+from boothlab.tracking import metrics
+from boothlab.tracking.run import Tracker
+
+
+def optimizer_step(trainer: pl.Trainer, module: DreamBoothModule) -> int:
+    """Optimizer steps done over all sittings of the run."""
+    return module.resumed_at + trainer.global_step
+
+
+class StepCallback(pl.Callback):
+    """Calls `after_step(trainer, module, step)` once after each optimizer step, not after each micro-step."""
+
+    _last = -1
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        step = optimizer_step(trainer, module)
+        if (batch_idx + 1) % module.accumulate == 0 and step != self._last:
+            self._last = step
+            self.after_step(trainer, module, step)
+
+    def after_step(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
+        """What to do after optimizer step `step`, counted from 1."""
+
+
+class EmaCallback(StepCallback):
+    """Moves the average after every step."""
+
+    def __init__(self, decay: float):
+        self.decay = decay
+        self.ema: AdapterEma | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        if self.ema is None:
+            self.ema = AdapterEma(adapter_parameters(module), self.decay)
+
+    def after_step(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
+        assert self.ema is not None
+        self.ema.update(step)
+
+    def take(self, module: DreamBoothModule, average: dict[str, torch.Tensor]) -> None:
+        """Go on from a saved average."""
+        self.ema = AdapterEma(adapter_parameters(module), self.decay)
+        self.ema.shadow = average
+
+    def lent(self) -> AbstractContextManager[None]:
+        """The networks with the average in them."""
+        return self.ema.lent() if self.ema else nullcontext()
+
+
+class ResumeCallback(pl.Callback):
+    """Puts a checkpoint back before the first step."""
+
+    def __init__(self, folder: Path, ema: EmaCallback | None):
+        self.folder, self.ema = folder, ema
+
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        schedule = trainer.lr_scheduler_configs[0].scheduler
+        average = restore_checkpoint(self.folder, module, trainer.optimizers[0], schedule)
+        if self.ema and average:
+            self.ema.take(module, average)
+
+
+class LogCallback(StepCallback):
+    """Writes losses, learning rates, gradient norm and step time every `every` steps; losses are means over the row."""
+
+    def __init__(self, tracker: Tracker, every: int):
+        self.tracker, self.every = tracker, every
+        self._sums: dict[str, torch.Tensor] = {}
+        self._count, self._steps, self._since = 0, 0, time.perf_counter()
+
+    def restart_clock(self) -> None:
+        """Leave the time spent on evaluating and saving out of the step time."""
+        self._since, self._steps = time.perf_counter(), 0
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        for name in ("loss", "instance", "prior"):
+            if name in module.latest:
+                self._sums[name] = self._sums.get(name, torch.zeros(())) + module.latest[name].cpu()
+        self._count += 1
+        super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
+
+    def after_step(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
+        self._steps += 1
+        if step % self.every and step != module.max_steps:
+            return
+        keys = {"loss": metrics.TRAIN_LOSS, "instance": metrics.TRAIN_LOSS_INSTANCE, "prior": metrics.TRAIN_LOSS_PRIOR}
+        row = {keys[name]: float(value) / self._count for name, value in self._sums.items()}
+        for group in trainer.optimizers[0].param_groups:
+            key = metrics.TRAIN_LR_UNET if group["name"] == "unet" else metrics.TRAIN_LR_TEXT_ENCODER
+            row[key] = group["lr"]
+        row[metrics.TRAIN_GRAD_NORM] = float(module.latest["grad_norm"])
+        row[metrics.TRAIN_STEP_SECONDS] = (time.perf_counter() - self._since) / max(1, self._steps)
+        row[metrics.TRAIN_EPOCH] = module.micro_step * module.data.batch_size / len(module.data.instance)
+        self.tracker.log(step, row)
+        self._sums, self._count = {}, 0
+        self.restart_clock()
+
+
+class EvaluationCallback(StepCallback):
+    """Evaluates at step 0 (the base model: the floor), every `every` steps and at the last."""
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        tracker: Tracker,
+        reporter: Reporter,
+        every: int,
+        clock: LogCallback,
+        ema: EmaCallback | None,
+    ):
+        self.evaluator, self.tracker, self.reporter = evaluator, tracker, reporter
+        self.every, self.clock, self.ema = every, clock, ema
+
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        if module.resumed_at == 0:
+            self.tracker.note("ceilings", self.evaluator.ceilings())
+            self.tracker.log(0, self.evaluator.ceilings())
+            self._evaluate(0)
+
+    def after_step(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
+        if step % self.every == 0 or step == module.max_steps:
+            self._evaluate(step)
+
+    def _evaluate(self, step: int) -> None:
+        with self.reporter.bar(f"step {step}: drawing", self.evaluator.plan.total) as bar, self._weights():
+            found = self.evaluator.evaluate(step, bar.advance)
+        self.tracker.log(step, found.scalars)
+        self.tracker.log_images(
+            step, "samples/grid", [(found.grid, f"step {step}; rows: {', '.join(self.evaluator.plan.prompts)}")]
+        )
+        rows = [score.to_dict() for score in found.result.per_image]
+        self.tracker.log_table(step, "samples/scores", list(rows[0]), [list(row.values()) for row in rows])
+        self.reporter.say(self._line(step, found))
+        for warning in found.result.warnings:
+            self.reporter.say(f"[yellow]warning[/] {warning}")
+        self.clock.restart_clock()
+
+    def _weights(self) -> AbstractContextManager[None]:
+        return self.ema.lent() if self.ema else nullcontext()
+
+    def _line(self, step: int, found: Evaluated) -> str:
+        overall = found.result.overall
+        scores = "  ".join(
+            f"{label} {overall[name]:.3f}"
+            for label, name in (("CLIP-I", "clip_i"), ("DINO", "dino"), ("CLIP-T", "clip_t"))
+        )
+        return f"step {step:>5}  {scores}  ({found.scalars[metrics.SAMPLING_SECONDS]:.1f} s drawing)"
+
+
+class CheckpointCallback(StepCallback):
+    """Saves every `every` steps and at the last."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        every: int,
+        settings: Callable[[int], dict[str, Any]],
+        clock: LogCallback,
+        ema: EmaCallback | None,
+    ):
+        self.run_dir, self.every, self.settings, self.clock, self.ema = run_dir, every, settings, clock, ema
+
+    def after_step(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
+        if step % self.every and step != module.max_steps:
+            return
+        average = self.ema.ema.shadow if self.ema and self.ema.ema else None
+        schedule = trainer.lr_scheduler_configs[0].scheduler
+        save_checkpoint(self.run_dir, module, trainer.optimizers[0], schedule, step, self.settings(step), average)
+        self.clock.restart_clock()
+
+
+class BarCallback(StepCallback):
+    """Moves the training bar."""
+
+    def __init__(self, bar: Bar):
+        self.bar = bar
+
+    def after_step(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
+        self.bar.advance()
+        if step % 10 == 0:
+            self.bar.describe(f"training  loss {float(module.latest['loss']):.4f}")

@@ -1,0 +1,126 @@
+"""One evaluation of a run: draw prompts × seeds, score them, lay out the grid, write samples/step_NNNNNN/."""
+
+import csv
+import io
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from boothlab.diffusion.sampling import Request, Sampler
+from boothlab.dreambooth.checkpoints import folder_name
+from boothlab.evaluation.scoring import EvaluationResult, GeneratedImage, Scorer
+from boothlab.files import write_json, write_text
+from boothlab.images.grid import build_grid, save_png, to_pil
+from boothlab.tracking import metrics
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What is drawn each time: full prompts, image seeds, and images of the class prompt for PRES."""
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    class_prompt: str
+    pres_images: int
+    metric_suffix: str
+
+    @property
+    def total(self) -> int:
+        """Images an evaluation draws."""
+        return len(self.prompts) * len(self.seeds) + self.pres_images
+
+
+@dataclass
+class Evaluated:
+    """What came out: numbers for the history, the scores behind them, the grid and its captions."""
+
+    scalars: dict[str, float]
+    result: EvaluationResult
+    grid: Path
+    folder: Path
+
+
+class Evaluator:
+    """Draws and scores with the networks as they are."""
+
+    def __init__(
+        self, sampler: Sampler, scorer: Scorer, plan: EvaluationPlan, references: Sequence[Image.Image], run_dir: Path
+    ):
+        self.sampler, self.scorer, self.plan = sampler, scorer, plan
+        self.references, self.run_dir = references, run_dir
+
+    def _key(self, key: str) -> str:
+        """Scores of miniature or unusual encoders carry the encoder's name."""
+        return metrics.variant(key, self.plan.metric_suffix) if self.plan.metric_suffix else key
+
+    def evaluate(self, step: int, progress: Callable[[int], None] | None = None) -> Evaluated:
+        """Draw, score and write. The training's streams are not touched."""
+        self.sampler.forget_prompts()
+        plan = self.plan
+        wanted = [(index, seed) for index in range(len(plan.prompts)) for seed in plan.seeds]
+        requests = [Request(plan.prompts[index], seed) for index, seed in wanted]
+        class_requests = [Request(plan.class_prompt, seed) for seed in range(plan.pres_images)]
+        started = time.perf_counter()
+        drawn = self.sampler.draw([*requests, *class_requests], progress)
+        sampling = time.perf_counter() - started
+        images = [
+            GeneratedImage(index, plan.prompts[index], seed, pixels)
+            for (index, seed), pixels in zip(wanted, drawn, strict=False)
+        ]
+        started = time.perf_counter()
+        result = self.scorer.score(images, expected=set(wanted), class_images=list(drawn[len(wanted) :]) or None)
+        scoring = time.perf_counter() - started
+        folder = self.run_dir / "samples" / folder_name(step)
+        grid = self._write(folder, images, result, step)
+        return Evaluated(self._scalars(result, sampling, scoring), result, grid, folder)
+
+    def _scalars(self, result: EvaluationResult, sampling: float, scoring: float) -> dict[str, float]:
+        names = {
+            "clip_i": metrics.CLIP_I,
+            "dino": metrics.DINO,
+            "clip_t": metrics.CLIP_T,
+            "clip_t_with_token": metrics.CLIP_T_WITH_TOKEN,
+            "div": metrics.DIV,
+            "pres": metrics.PRES,
+        }
+        values = {self._key(key): result.overall.get(name) for name, key in names.items()}
+        balanced = [result.overall[name] for name in ("clip_i", "dino", "clip_t")]
+        scalars = {key: float(value) for key, value in values.items() if value is not None}
+        scalars[self._key(metrics.BALANCED)] = sum(float(value or 0.0) for value in balanced) / 3
+        scalars[metrics.CONSTANT_IMAGES] = float(result.constant_images)
+        return scalars | {metrics.SAMPLING_SECONDS: sampling, metrics.SCORING_SECONDS: scoring}
+
+    def ceilings(self) -> dict[str, float]:
+        """Real against real, self-pairs excluded; left out for a single photo."""
+        keys = {"clip_i": metrics.CLIP_I_CEILING, "dino": metrics.DINO_CEILING}
+        found = {self._key(keys[name]): value for name, value in self.scorer.ceiling().items()}
+        return {key: value for key, value in found.items() if value is not None}
+
+    def _write(self, folder: Path, images: Sequence[GeneratedImage], result: EvaluationResult, step: int) -> Path:
+        for image in images:
+            save_png(folder / f"prompt{image.prompt_index:02d}_seed{image.seed}.png", to_pil(image.pixels_CHW))
+        rows = [score.to_dict() for score in result.per_image]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(folder / "scores.csv", text.getvalue())
+        table = [row.to_dict() for row in result.rows]
+        write_json(
+            folder / "metrics.json",
+            {"step": step, "metrics": table, "per_prompt": [p.to_dict() for p in result.per_prompt]},
+        )
+        by_prompt = [
+            (prompt, [to_pil(image.pixels_CHW) for image in images if image.prompt_index == index])
+            for index, prompt in enumerate(self.plan.prompts)
+        ]
+        numbers = "   ".join(f"{name} {result.overall[name]:.3f}" for name in ("clip_i", "dino", "clip_t"))
+        title = f"step {step}   {numbers}" + (
+            f"   ({self.plan.metric_suffix} encoders)" if self.plan.metric_suffix else ""
+        )
+        grid = build_grid(by_prompt, [f"seed {seed}" for seed in self.plan.seeds], self.references, title)
+        save_png(folder / "grid.png", grid)
+        return folder / "grid.png"

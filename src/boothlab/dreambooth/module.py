@@ -1,0 +1,211 @@
+"""DreamBooth-LoRA as a LightningModule: noise, predict, loss, on one screen."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from diffusers.optimization import get_scheduler
+from torch import Tensor, nn
+
+from boothlab.config import LossConfig, OptimConfig
+from boothlab.diffusion.backbone import Backbone, TextEmbedding
+from boothlab.diffusion.lora import trainable
+from boothlab.dreambooth.data import Batch, TrainingData
+from boothlab.errors import NonFiniteLossError
+from boothlab.seeding import Stream, derive_seed, generator
+
+
+class DreamBoothModule(pl.LightningModule):
+    """Trains the adapters that `backbone` carries. `resumed_at` is the optimizer step a resumed run starts from."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        data: TrainingData,
+        optim: OptimConfig,
+        loss: LossConfig,
+        *,
+        prior_weight: float,
+        dropout: float,
+        accumulate: int,
+        max_steps: int,
+        seed: int,
+        gradient_checkpointing: bool = False,
+        resumed_at: int = 0,
+    ):
+        super().__init__()
+        self.networks = nn.ModuleDict({"unet": backbone.unet, **backbone.text_encoders})
+        self.backbone, self.data, self.optim_config, self.loss_config = backbone, data, optim, loss
+        self.prior_weight, self.dropout, self.accumulate = prior_weight, dropout, accumulate
+        self.max_steps, self.seed, self.resumed_at = max_steps, seed, resumed_at
+        self.checkpointing = gradient_checkpointing
+        self.micro_step = resumed_at * accumulate
+        self.latest: dict[str, Tensor] = {}
+        self.trains_text = any(trainable(encoder) for encoder in backbone.text_encoders.values())
+        self.tokens = {prompt: backbone.tokenize([prompt]) for prompt in data.prompts}
+        with torch.no_grad():
+            self.embeddings = {} if self.trains_text else {p: backbone.embed(ids) for p, ids in self.tokens.items()}
+        alphas = backbone.noise_scheduler.alphas_cumprod.float()
+        self.snr_T = alphas / (1 - alphas).clamp(min=1e-20)
+
+    def training_step(self, index: int, batch_index: int) -> Tensor:
+        batch = self.data.batch(self.micro_step)
+        latents_BCHW = self.sample_latents(batch)
+        noise_BCHW = self.draw_noise(latents_BCHW, batch.num_instance)
+        timesteps_B = self.draw_timesteps(len(latents_BCHW), batch.num_instance)
+        noisy_BCHW = self.backbone.noise_scheduler.add_noise(latents_BCHW, noise_BCHW, timesteps_B)
+        with self.dropout_stream():
+            predicted_BCHW = self.backbone.predict(noisy_BCHW, timesteps_B, self.embed(batch.prompts))
+        target_BCHW = self.target(latents_BCHW, noise_BCHW, timesteps_B)
+        losses_B = (predicted_BCHW - target_BCHW).pow(2).mean(dim=(1, 2, 3)) * self.weights(timesteps_B)
+        instance, prior = losses_B[: batch.num_instance].mean(), None
+        loss = instance
+        if batch.num_instance < len(losses_B):  # prior preservation: DreamBooth, eq. 2
+            prior = losses_B[batch.num_instance :].mean()
+            loss = instance + self.prior_weight * prior
+        self.check_finite(loss, batch)
+        self.remember(loss, instance, prior)
+        self.micro_step += 1
+        return loss
+
+    def target(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
+        """What the UNet should say: the noise, or the velocity (Salimans & Ho 2022) for models trained on it."""
+        if self.backbone.prediction_type == "v_prediction":
+            return self.backbone.noise_scheduler.get_velocity(latents_BCHW, noise_BCHW, timesteps_B)
+        return noise_BCHW
+
+    def weights(self, timesteps_B: Tensor) -> Tensor:
+        """min-SNR-γ weights (Hang et al. 2023, §3.4) for each sample; ones without it."""
+        gamma = self.loss_config.min_snr_gamma
+        if gamma is None:
+            return torch.ones(len(timesteps_B), device=self.device)
+        snr_B = self.snr_T.to(self.device)[timesteps_B]
+        divisor_B = snr_B + 1 if self.backbone.prediction_type == "v_prediction" else snr_B
+        return snr_B.clamp(max=gamma) / divisor_B.clamp(min=1e-20)
+
+    def _two_streams(self, stream: Stream) -> tuple[torch.Generator, torch.Generator]:
+        """Subject and class samples draw apart, so that prior preservation does not change what the subject sees."""
+        return generator(self.seed, stream, self.micro_step, "instance"), generator(
+            self.seed, stream, self.micro_step, "prior"
+        )
+
+    def _normal(self, shape: torch.Size, num_instance: int, stream: Stream) -> Tensor:
+        ours, theirs = self._two_streams(stream)
+        parts = [torch.randn((num_instance, *shape[1:]), generator=ours)]
+        if shape[0] > num_instance:
+            parts.append(torch.randn((shape[0] - num_instance, *shape[1:]), generator=theirs))
+        return torch.cat(parts).to(self.device)
+
+    def sample_latents(self, batch: Batch) -> Tensor:
+        """Latents drawn from the cached posteriors, [B, C, h, w]."""
+        noise_BCHW = self._normal(batch.means_BCHW.shape, batch.num_instance, Stream.VAE)
+        return batch.means_BCHW.to(self.device) + batch.stds_BCHW.to(self.device) * noise_BCHW
+
+    def draw_noise(self, latents_BCHW: Tensor, num_instance: int) -> Tensor:
+        """Gaussian noise, plus a constant per channel when `noise_offset` is set."""
+        noise_BCHW = self._normal(latents_BCHW.shape, num_instance, Stream.NOISE)
+        if self.loss_config.noise_offset > 0:
+            flat = torch.Size((*latents_BCHW.shape[:2], 1, 1))
+            ours, theirs = (
+                generator(self.seed, Stream.NOISE, self.micro_step, "offset", n) for n in ("instance", "prior")
+            )
+            offset = torch.cat(
+                [
+                    torch.randn((num_instance, *flat[1:]), generator=ours),
+                    torch.randn((flat[0] - num_instance, *flat[1:]), generator=theirs),
+                ]
+            )
+            noise_BCHW = noise_BCHW + self.loss_config.noise_offset * offset.to(self.device)
+        return noise_BCHW
+
+    def draw_timesteps(self, size: int, num_instance: int) -> Tensor:
+        """Uniform over the training timesteps, [B]."""
+        steps = self.backbone.noise_scheduler.config.num_train_timesteps
+        ours, theirs = self._two_streams(Stream.TIMESTEPS)
+        drawn = [torch.randint(steps, (num_instance,), generator=ours)]
+        drawn.append(torch.randint(steps, (size - num_instance,), generator=theirs))
+        return torch.cat(drawn).to(self.device)
+
+    def embed(self, prompts: list[str]) -> TextEmbedding:
+        """From the cache when the text encoders are frozen, else by running them, each distinct prompt once."""
+        if self.embeddings:
+            return TextEmbedding.cat([self.embeddings[prompt] for prompt in prompts])
+        distinct = sorted(set(prompts))
+        ids = {name: torch.cat([self.tokens[p][name] for p in distinct]) for name in self.tokens[distinct[0]]}
+        return self.backbone.embed(ids)[torch.tensor([distinct.index(prompt) for prompt in prompts])]
+
+    def dropout_stream(self) -> Any:
+        """Adapter dropout knows only the global generator: give it a seeded one and put the old one back."""
+        return _SeededGlobal(derive_seed(self.seed, Stream.DROPOUT, self.micro_step) if self.dropout > 0 else None)
+
+    def check_finite(self, loss: Tensor, batch: Batch) -> None:
+        """Stop at the first NaN or infinity, before it reaches the weights."""
+        if not torch.isfinite(loss):
+            step = self.micro_step // self.accumulate
+            raise NonFiniteLossError(
+                f"the loss became {loss.item()} at step {step + 1} "
+                f"(batch {self.micro_step}, prompts {sorted(set(batch.prompts))}); "
+                "lower optim.lr, set optim.grad_clip, or use backbone.precision=fp32"
+            )
+
+    def remember(self, loss: Tensor, instance: Tensor, prior: Tensor | None) -> None:
+        """Keep the losses of this micro-step for whoever logs them."""
+        self.latest = {"loss": loss.detach(), "instance": instance.detach()}
+        if prior is not None:
+            self.latest["prior"] = prior.detach()
+
+    def on_train_epoch_start(self) -> None:
+        # Lightning leaves modules as it finds them. Adapter dropout and gradient checkpointing only work in train mode;
+        # the frozen networks have no dropout of their own, so otherwise the mode makes no difference.
+        for network in self.networks.values():
+            network.train(self.dropout > 0 or self.checkpointing)
+
+    def configure_optimizers(self) -> Any:
+        optim = self.optim_config
+        unet = list(trainable(self.backbone.unet).values())
+        text = [value for encoder in self.backbone.text_encoders.values() for value in trainable(encoder).values()]
+        groups: list[dict[str, Any]] = [{"params": unet, "lr": optim.lr, "name": "unet"}]
+        if text:
+            text_lr = optim.lr if optim.text_encoder_lr is None else optim.text_encoder_lr
+            groups.append({"params": text, "lr": text_lr, "name": "text_encoder"})
+        optimizer = torch.optim.AdamW(
+            groups, betas=(optim.betas[0], optim.betas[1]), eps=optim.eps, weight_decay=optim.weight_decay
+        )
+        schedule = get_scheduler(
+            optim.schedule.value,
+            optimizer,
+            num_warmup_steps=optim.warmup_steps,
+            num_training_steps=self.max_steps,
+            num_cycles=optim.restarts,
+            power=optim.power,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        parameters = [value for group in optimizer.param_groups for value in group["params"]]
+        limit = self.optim_config.grad_clip
+        norm = nn.utils.clip_grad_norm_(parameters, limit if limit is not None else float("inf"))
+        self.latest["grad_norm"] = norm.detach()
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Nothing: checkpoints are written by `dreambooth/checkpoints.py` and hold the adapter, not the base model."""
+        return {}
+
+
+class _SeededGlobal:
+    """Runs a block with the global CPU and device generators seeded, and restores them; does nothing for None."""
+
+    def __init__(self, seed: int | None):
+        self.seed = seed
+
+    def __enter__(self) -> None:
+        if self.seed is not None:
+            self.fork = torch.random.fork_rng()
+            self.fork.__enter__()
+            torch.manual_seed(self.seed)
+
+    def __exit__(self, *error: Any) -> None:
+        if self.seed is not None:
+            self.fork.__exit__(*error)

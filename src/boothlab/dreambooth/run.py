@@ -1,0 +1,126 @@
+"""A training run from its built parts to its summary: the order of events, nothing else."""
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader
+
+from boothlab.config import TrainerConfig
+from boothlab.diffusion.lora import save_adapter
+from boothlab.dreambooth.callbacks import (
+    BarCallback,
+    CheckpointCallback,
+    EmaCallback,
+    EvaluationCallback,
+    LogCallback,
+    ResumeCallback,
+)
+from boothlab.dreambooth.checkpoints import restore_checkpoint
+from boothlab.dreambooth.evaluate import Evaluator
+from boothlab.dreambooth.module import DreamBoothModule
+from boothlab.progress import Bar, Reporter
+from boothlab.tracking.run import Tracker
+
+SIGTERM_EXIT_CODE = 143
+
+
+@dataclass
+class TrainingRun:
+    """Everything a run needs, built; `build.py` makes it from a config."""
+
+    run_dir: Path
+    module: DreamBoothModule
+    evaluator: Evaluator | None
+    trainer_config: TrainerConfig
+    evaluate_every: int
+    lightning: dict[str, Any]
+    tracker: Tracker
+    reporter: Reporter
+    settings: Callable[[int], dict[str, Any]]
+    resume_from: tuple[Path, int] | None = None
+
+
+def _quiet_lightning() -> None:
+    """Lightning tells of hardware and data loaders; a run's own lines say what a user needs."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning|lightning_fabric)\..*")
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
+
+
+def _callbacks(run: TrainingRun, bar: Bar) -> list[pl.Callback]:
+    """In the order they act after a step. Saving comes last: a checkpoint means that all before it is written."""
+    config = run.trainer_config
+    ema = EmaCallback(config.ema_decay) if config.ema_decay is not None else None
+    log = LogCallback(run.tracker, config.log_every)
+    callbacks: list[pl.Callback] = [ResumeCallback(run.resume_from[0], ema)] if run.resume_from else []
+    callbacks += [*([ema] if ema else []), log, BarCallback(bar)]
+    if run.evaluator is not None:
+        callbacks.append(EvaluationCallback(run.evaluator, run.tracker, run.reporter, run.evaluate_every, log, ema))
+    callbacks.append(CheckpointCallback(run.run_dir, config.checkpoint_every, run.settings, log, ema))
+    return callbacks
+
+
+def _fit(run: TrainingRun, callbacks: list[pl.Callback]) -> None:
+    """Lightning's loop over micro-step numbers; the module makes each batch from its number."""
+    config, done = run.trainer_config, run.resume_from[1] if run.resume_from else 0
+    steps = config.max_steps - done
+    trainer = pl.Trainer(
+        max_steps=steps,
+        accumulate_grad_batches=config.accumulate,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        deterministic=config.deterministic,
+        **run.lightning,
+    )
+    micro_steps: Any = range(steps * config.accumulate)
+    loader: DataLoader[int] = DataLoader(micro_steps, batch_size=None, num_workers=0)
+    try:
+        trainer.fit(run.module, loader)
+    except SystemExit as stop:
+        if trainer.interrupted and type(stop) is SystemExit and stop.code == 1:
+            raise KeyboardInterrupt from None  # Lightning turns Ctrl-C into exit(1)
+        if not stop.code:
+            raise SystemExit(SIGTERM_EXIT_CODE) from None
+        raise
+
+
+def _restore_only(run: TrainingRun, callbacks: list[pl.Callback]) -> None:
+    assert run.resume_from is not None
+    optimizers = run.module.configure_optimizers()
+    schedule = optimizers["lr_scheduler"]["scheduler"]
+    average = restore_checkpoint(run.resume_from[0], run.module, optimizers["optimizer"], schedule)
+    for callback in callbacks:
+        if isinstance(callback, EmaCallback) and average:
+            callback.take(run.module, average)
+
+
+def execute(run: TrainingRun, extra_callbacks: Sequence[pl.Callback] = ()) -> None:
+    """Train, evaluate and save inside an open tracker. Errors pass through after the tracker has noted them."""
+    _quiet_lightning()
+    config, started = run.trainer_config, time.perf_counter()
+    left = config.max_steps - (run.resume_from[1] if run.resume_from else 0)
+    with run.reporter.bar("training", left) as bar:
+        callbacks = [*_callbacks(run, bar), *extra_callbacks]
+        if left > 0:
+            _fit(run, callbacks)
+        else:  # killed after the last checkpoint: only the adapter file and the summary are missing
+            _restore_only(run, callbacks)
+    ema = next((callback for callback in callbacks if isinstance(callback, EmaCallback)), None)
+    settings = run.settings(config.max_steps)
+    with ema.lent() if ema else nullcontext():
+        path = save_adapter(run.run_dir / "lora", dict(run.module.networks.items()), settings)
+    run.tracker.note("timings", {"training_seconds": round(time.perf_counter() - started, 3)})
+    run.tracker.log_artifact(f"lora-{run.run_dir.name}", "model", [path], settings)

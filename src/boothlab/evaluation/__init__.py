@@ -1,0 +1,1 @@
+"""Metrics: frozen encoders, fidelity scores and the statistics that compare runs."""

@@ -1,0 +1,1 @@
+"""Photographs in: one loader, one audit."""

@@ -1,0 +1,1 @@
+"""What a run leaves behind: history, manifest, summary and their mirrors."""

@@ -1,0 +1,75 @@
+"""Every metric key in one place, with its unit, its step axis and the direction in which it gets better.
+
+The constants are the key strings themselves, so that `tracker.log(step, {CLIP_I: 0.71})` reads well; what else is
+known about a key is in `REGISTRY`. A score made with another encoder than the default one must not carry the plain
+name: write it under `variant(CLIP_I, "dollhouse")`, that is `eval/clip_i/dollhouse`, and `metric_for` still knows its
+direction.
+"""
+
+from dataclasses import dataclass
+
+STEP_KEY = "trainer/global_step"
+"""The step axis of every metric: the number of optimizer steps done, so 0 is the untrained model."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What is known about one key. `higher_is_better` is None where neither direction is an improvement."""
+
+    key: str
+    higher_is_better: bool | None
+    step_key: str
+    description: str
+    unit: str
+
+
+REGISTRY: dict[str, Metric] = {}
+
+
+def _register(key: str, higher_is_better: bool | None, unit: str, description: str) -> str:
+    REGISTRY[key] = Metric(key, higher_is_better, STEP_KEY, description, unit)
+    return key
+
+
+TRAIN_LOSS = _register("train/loss", False, "mean squared error", "Total loss: instance plus weighted prior loss.")
+TRAIN_LOSS_INSTANCE = _register("train/loss_instance", False, "mean squared error", "Loss on the subject's photos.")
+TRAIN_LOSS_PRIOR = _register("train/loss_prior", False, "mean squared error", "Loss on the class images, unweighted.")
+TRAIN_LR_UNET = _register("train/lr_unet", None, "1", "Learning rate of the UNet's adapter.")
+TRAIN_LR_TEXT_ENCODER = _register("train/lr_text_encoder", None, "1", "Learning rate of the text encoder's adapter.")
+TRAIN_GRAD_NORM = _register("train/grad_norm", None, "L2 norm", "Gradient norm before clipping.")
+TRAIN_STEP_SECONDS = _register("train/step_seconds", None, "s", "Wall time of one optimizer step.")
+TRAIN_EPOCH = _register("train/epoch", None, "epochs", "Passes over the subject's photos.")
+
+CLIP_I = _register("eval/clip_i", True, "cosine", "CLIP image similarity of samples and the subject's photos.")
+DINO = _register("eval/dino", True, "cosine", "DINO image similarity of samples and the subject's photos.")
+CLIP_T = _register("eval/clip_t", True, "cosine", "CLIP similarity of samples and their prompts without the token.")
+CLIP_T_WITH_TOKEN = _register(
+    "eval/clip_t_with_token", True, "cosine", "CLIP similarity of samples and their prompts as given, token included."
+)
+DIV = _register("eval/div", True, "distance", "Diversity: mean distance between samples of the same prompt.")
+PRES = _register(
+    "eval/pres", False, "cosine", "Prior drift: DINO similarity of plain class samples and the subject's photos."
+)
+BALANCED = _register("eval/balanced", True, "cosine", "Mean of eval/clip_i, eval/dino and eval/clip_t.")
+CLIP_I_CEILING = _register("eval/clip_i_ceiling", None, "cosine", "CLIP-I among the subject's own photos.")
+DINO_CEILING = _register("eval/dino_ceiling", None, "cosine", "DINO among the subject's own photos.")
+SAMPLING_SECONDS = _register("eval/sampling_seconds", None, "s", "Wall time of making the samples of one evaluation.")
+SCORING_SECONDS = _register("eval/scoring_seconds", None, "s", "Wall time of scoring the samples of one evaluation.")
+CONSTANT_IMAGES = _register("eval/constant_images", False, "images", "Samples of a single colour, such as all black.")
+
+
+def variant(key: str, name: str) -> str:
+    """The key of a registered metric measured another way (an encoder, a subset): `eval/clip_i/dollhouse`.
+
+    Raises KeyError if `key` is not registered.
+    """
+    return f"{REGISTRY[key].key}/{name}"
+
+
+def metric_for(key: str) -> Metric | None:
+    """The registered metric behind a key or one of its variants; None if there is none."""
+    while key not in REGISTRY:
+        key, slash, _ = key.rpartition("/")
+        if not slash:
+            return None
+    return REGISTRY[key]

@@ -1,0 +1,66 @@
+"""Keeps keys, tokens and passwords out of everything that a run writes down or sends."""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+REDACTED = "[redacted]"
+
+_SECRET_VARIABLES = (
+    "WANDB_API_KEY",
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "HUGGINGFACE_HUB_TOKEN",
+    "AWS_SECRET_ACCESS_KEY",
+    "GITHUB_TOKEN",
+    "OPENAI_API_KEY",
+)
+# A bare "token" is not in this list: in DreamBooth that is the subject's word, and a rerun needs it.
+_SECRET_NAME = (
+    r"(?:api_?key|secret|secret_?key|password|passwd|hf_?token|auth_?token|access_?token|bearer|wandb_?(?:key|token))"
+)
+_SECRET_NAME_PATTERN = re.compile(rf"(?:.*[._-])?{_SECRET_NAME}", re.IGNORECASE)
+_ASSIGNMENT = re.compile(
+    rf"(?P<name>\b[\w.-]*{_SECRET_NAME}[\"']?(?:\s*[=:]\s*|\s+(?=[\"'\w-]{{16}}))[\"']?)(?P<value>[^\s\"',;&]+)",
+    re.IGNORECASE,
+)
+_KNOWN_FORMS = re.compile(
+    r"\bhf_[A-Za-z0-9]{16,}|\bapi_org_[A-Za-z0-9]{16,}|\bwandb_v\d+_\w{20,}|\blocal-[0-9a-f]{40}\b"
+    r"|\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}|\bsk-[A-Za-z0-9_-]{20,}|\bAKIA[0-9A-Z]{16}\b"
+)
+_URL_CREDENTIALS = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
+# A W&B key is 40 hexadecimal digits, and so is a git commit. A commit is told by its neighbourhood: a revision of a
+# model must survive, or the run could not be made again.
+_FORTY_HEX = re.compile(
+    r"(?P<commit>[\w.]*(?:revision|commit|sha|hash|digest)[\w.]*[\"']?\s*[=:]\s*[\"']?|snapshots/|@|\bindex |\.\.)?"
+    r"(?<![0-9a-fA-F])(?P<digits>[0-9a-fA-F]{40})(?![0-9a-fA-F])"
+)
+_COMMIT_NAME = re.compile(r"revision|commit|sha|hash|digest", re.IGNORECASE)
+
+
+def redact_text(text: str) -> str:
+    """The text with whatever looks like a key or is the value of a known secret variable replaced."""
+    for variable in _SECRET_VARIABLES:
+        value = os.environ.get(variable, "")
+        if len(value) >= 8:
+            text = text.replace(value, REDACTED)
+    text = _KNOWN_FORMS.sub(REDACTED, text)
+    text = _URL_CREDENTIALS.sub(REDACTED, text)
+    text = _ASSIGNMENT.sub(lambda match: match["name"] + REDACTED, text)
+    return _FORTY_HEX.sub(lambda match: match[0] if match["commit"] else REDACTED, text)
+
+
+def redact(value: Any, name: str = "") -> Any:
+    """A copy of nested dicts and lists with every string redacted; `name` is the key under which the value lies."""
+    if isinstance(value, Mapping):
+        return {key: redact(item, str(key)) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [redact(item, name) for item in value]
+    if not isinstance(value, str):
+        return value
+    if value and _SECRET_NAME_PATTERN.fullmatch(name):
+        return REDACTED
+    if _COMMIT_NAME.search(name) and re.fullmatch(r"[0-9a-fA-F]{40}", value):
+        return REDACTED if value in map(os.environ.get, _SECRET_VARIABLES) else value
+    return redact_text(value)

@@ -1,0 +1,138 @@
+"""Every file in conf/ composes to a valid typed config, every field has its doc, and a run's hash is stable."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from boothlab import config
+from boothlab.compose.field_docs import field_docs, section_type, sections, walk
+from boothlab.compose.naming import identity, run_name
+from boothlab.compose.run import compose, group_options
+from boothlab.compose.schemas import SCHEMAS, conf_dir
+from boothlab.compose.typed import from_resolved, leaves, load
+from boothlab.config import NOT_HASHED, BackboneConfig, SampleConfig, TrainConfig
+from boothlab.errors import UserError
+
+CONF = conf_dir()
+OPTIONS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml"))
+DATACLASSES = [one for one in vars(config).values() if isinstance(one, type) and dataclasses.is_dataclass(one)]
+NEEDED = {"folder": ["subject.images=photos", "subject.class_noun=dog"]}
+
+MINIMAL: dict[str, Any] = {
+    "seed": 7,
+    "name": "golden",
+    "backbone": {"name": "golden", "source": "dollhouse", "resolution": 64},
+    "subject": {"images": "photos", "class_noun": "dog"},
+    "encoders": {"clip": "dollhouse", "dino": "dollhouse"},
+    "trainer": {"max_steps": 20, "checkpoint_every": 10},
+    "evaluation": {"prompts": ["a {token} {class} on the beach"]},
+}
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_of_every_group_composes_to_a_valid_config(group: str, option: str) -> None:
+    typed, resolved = load(compose("train", [f"{group}={option}", *NEEDED.get(option, [])]), TrainConfig)
+    assert isinstance(typed, TrainConfig)
+    written = yaml.safe_load((CONF / group / f"{option}.yaml").read_text(encoding="utf-8"))
+    written.pop("defaults", None)
+    tree = dict(leaves(resolved if group == "recipe" else resolved[group]))
+    for key, value in leaves(written):
+        if value != "???":
+            assert tree[key] == (float(value) if isinstance(tree[key], float) else value), key
+
+
+def test_every_primary_config_has_a_schema_and_every_group_is_offered() -> None:
+    assert {path.stem for path in CONF.glob("*.yaml")} == set(SCHEMAS)
+    offered = group_options("train")
+    assert sorted((group, option) for group, options in offered.items() for option in options) == OPTIONS
+
+
+def test_a_backbone_brings_the_recipe_and_the_encoders_that_suit_it() -> None:
+    small, _ = load(compose("train"), TrainConfig)
+    large, _ = load(compose("train", ["backbone=sd15"]), TrainConfig)
+    assert (small.encoders.clip, large.encoders.clip) == ("dollhouse", "openai/clip-vit-base-patch32")
+    assert (large.trainer.max_steps, large.optim.lr, large.lora.rank, len(large.evaluation.prompts)) == (
+        1000,
+        1e-4,
+        16,
+        25,
+    )
+    mixed, _ = load(
+        compose("train", ["backbone=sdxl", "recipe=dollhouse", "encoders=standard", "lora.rank=3"]), TrainConfig
+    )
+    assert (mixed.backbone.name, mixed.trainer.max_steps) == ("sdxl", small.trainer.max_steps)
+    assert (mixed.encoders.clip, mixed.lora.rank) == ("openai/clip-vit-base-patch32", 3)
+    moved, _ = load(compose("train", ["backbone=sd15", "backbone.source=/models/mine"]), TrainConfig)
+    assert (moved.backbone.source, moved.trainer.max_steps) == ("/models/mine", 1000)
+
+
+def test_sample_takes_a_backbone_or_leaves_it_to_the_run() -> None:
+    typed, _ = load(compose("sample", ["prompt=a dog"]), SampleConfig)
+    assert typed.backbone is None
+    typed, _ = load(compose("sample", ["prompt=a dog", "backbone=sd15"]), SampleConfig)
+    assert isinstance(typed.backbone, BackboneConfig)
+    assert typed.backbone.resolution == 512
+
+
+@pytest.mark.parametrize("schema", DATACLASSES, ids=lambda schema: schema.__name__)
+def test_every_field_of_every_dataclass_has_a_doc(schema: type) -> None:
+    assert (schema.__doc__ or "").splitlines()[0].endswith(".")
+    hints = {one.name: section_type(one.type) for one in dataclasses.fields(schema)}
+    undocumented = [name for name, below in hints.items() if below is None and name not in field_docs(schema)]
+    assert undocumented == []
+
+
+def test_every_dataclass_is_reached_from_a_command() -> None:
+    used = {dataclass for schema in SCHEMAS.values() for dataclass in [schema, *_below(schema)]}
+    assert used == set(DATACLASSES)
+    assert list(sections(SampleConfig)) == ["", "sampler", "backbone"]
+
+
+def _below(schema: type) -> list[type]:
+    found = [below for one in dataclasses.fields(schema) if (below := section_type(one.type)) is not None]
+    return [*found, *(deeper for one in found for deeper in _below(one))]
+
+
+def test_what_is_not_hashed_exists() -> None:
+    keys = {info.key for info in walk(TrainConfig)} | sections(TrainConfig).keys()
+    assert set(NOT_HASHED) <= keys
+
+
+def test_the_hash_is_golden() -> None:
+    _, resolved = from_resolved(MINIMAL, TrainConfig)
+    assert run_name(resolved) == "golden-ec471991-s7"
+
+
+def test_the_hash_sees_every_key_that_can_change_a_result_and_no_other() -> None:
+    _, resolved = from_resolved(MINIMAL, TrainConfig)
+    before = identity(resolved)[0]
+    for info in walk(TrainConfig):
+        changed = _with(resolved, info.key.split("."), "something else")
+        excluded = any(f"{info.key}.".startswith(f"{key}.") for key in (*NOT_HASHED, "seed"))
+        assert (identity({**changed, "seed": 7})[0] == before) == excluded, info.key
+
+
+def _with(tree: dict[str, Any], path: list[str], value: object) -> dict[str, Any]:
+    head, *rest = path
+    return {**tree, head: _with(tree[head], rest, value) if rest else value}
+
+
+def test_a_saved_config_loads_as_it_was_saved() -> None:
+    typed, resolved = from_resolved(MINIMAL, TrainConfig)
+    again, resolved_again = from_resolved(resolved, TrainConfig)
+    assert (again, resolved_again) == (typed, resolved)
+    assert typed.subject.instance_prompt == "a photo of a sks dog"
+
+
+def test_conf_is_found_in_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "site-packages" / "boothlab"
+    (package / "conf").mkdir(parents=True)
+    (package / "conf" / "train.yaml").touch()
+    monkeypatch.setattr("boothlab.__file__", str(package / "__init__.py"))
+    assert conf_dir() == package / "conf"
+    (package / "conf" / "train.yaml").unlink()
+    with pytest.raises(UserError, match="config files are missing"):
+        conf_dir()

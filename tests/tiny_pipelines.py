@@ -1,0 +1,187 @@
+"""Builders of tiny pipelines with seeded random weights, in the real architectures and folder layout, for tests."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from boothlab.diffusion.backbone import Backbone, load_backbone, quiet
+from boothlab.dollhouse.architectures import MAX_TOKENS, build_tokenizer
+
+RESOLUTION = 32
+NOISE: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+
+
+def _tokenizer(pad_token: str | None = None) -> CLIPTokenizer:
+    tokenizer = build_tokenizer()
+    if pad_token is not None:  # SD 2.x and SDXL's second encoder pad with "!", not with the end token
+        tokenizer.pad_token = pad_token
+    return tokenizer
+
+
+def _text_config(tokenizer: CLIPTokenizer, hidden: int, activation: str, eos_token_id: int) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=MAX_TOKENS,
+        projection_dim=hidden,
+        hidden_act=activation,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_factor=4.0,  # larger than usual, so that prompts differ enough to change an image
+    )
+
+
+def _vae(scaling_factor: float = 0.18215) -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=RESOLUTION,
+        scaling_factor=scaling_factor,
+    )
+
+
+def _unet(**changes: Any) -> UNet2DConditionModel:
+    settings: dict[str, Any] = {
+        "sample_size": RESOLUTION // 4,
+        "layers_per_block": 1,
+        "block_out_channels": (16, 32),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "norm_num_groups": 8,
+    }
+    return UNet2DConditionModel(**(settings | changes))
+
+
+def _as_on_the_hub(folder: Path) -> None:
+    """The hub's scheduler files say this whatever their class; diffusers passes it on to samplers that read it."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | {"clip_sample": False}
+    path.write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+def build_sd15(folder: Path) -> None:
+    """SD 1.x: epsilon, convolutions around the transformers, a quick-gelu text encoder, PNDM."""
+    tokenizer = _tokenizer()
+    eos = 2  # what the hub's config says; transformers then takes the largest id for the end
+    StableDiffusionPipeline(
+        vae=_vae(),
+        text_encoder=CLIPTextModel(_text_config(tokenizer, 32, "quick_gelu", eos)),
+        tokenizer=tokenizer,
+        unet=_unet(cross_attention_dim=32, attention_head_dim=4),
+        scheduler=PNDMScheduler(**NOISE, skip_prk_steps=True, set_alpha_to_one=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+
+
+def build_sd21(folder: Path) -> None:
+    """SD 2.x: v-prediction, linear projections, a list of head sizes, OpenCLIP's gelu, "!" for padding."""
+    tokenizer = _tokenizer("!</w>")
+    eos = tokenizer.eos_token_id
+    StableDiffusionPipeline(
+        vae=_vae(),
+        text_encoder=CLIPTextModel(_text_config(tokenizer, 48, "gelu", eos)),
+        tokenizer=tokenizer,
+        unet=_unet(cross_attention_dim=48, attention_head_dim=[2, 4], use_linear_projection=True),
+        scheduler=DDIMScheduler(**NOISE, prediction_type="v_prediction", set_alpha_to_one=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+
+
+def build_sdxl(folder: Path) -> None:
+    """SDXL: two text encoders, pooled text and sizes as extra conditions, its own latent scale, Euler."""
+    first, second = _tokenizer(), _tokenizer("!</w>")
+    eos = first.eos_token_id
+    time_width, pooled = 8, 48
+    StableDiffusionXLPipeline(
+        vae=_vae(0.13025),
+        text_encoder=CLIPTextModel(_text_config(first, 32, "quick_gelu", eos)),
+        text_encoder_2=CLIPTextModelWithProjection(_text_config(second, pooled, "gelu", eos)),
+        tokenizer=first,
+        tokenizer_2=second,
+        unet=_unet(
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=32 + pooled,
+            attention_head_dim=[2, 4],
+            transformer_layers_per_block=[1, 2],
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=time_width,
+            projection_class_embeddings_input_dim=6 * time_width + pooled,
+        ),
+        scheduler=EulerDiscreteScheduler(**NOISE, timestep_spacing="leading"),
+    ).save_pretrained(folder)
+
+
+BUILDERS: dict[str, Callable[[Path], None]] = {"sd15": build_sd15, "sd21": build_sd21, "sdxl": build_sdxl}
+
+
+def build(name: str, folder: Path, seed: int = 0) -> Path:
+    """Write one tiny pipeline; the same seed gives the same weights, and the global generator is left alone."""
+    with torch.random.fork_rng(devices=[]), quiet():
+        torch.manual_seed(seed)
+        BUILDERS[name](folder)
+    _as_on_the_hub(folder)
+    return folder
+
+
+def load(folder: Path, dtype: torch.dtype = torch.float32) -> Backbone:
+    """A fresh backbone of a tiny pipeline."""
+    return load_backbone(str(folder), name=folder.name, resolution=RESOLUTION, device=torch.device("cpu"), dtype=dtype)
+
+
+def plain_pipeline(folder: Path, scheduler: str = "DDIMScheduler", **changes: Any) -> Any:
+    """The pipeline as a user of diffusers alone loads it, with one of its schedulers."""
+    with quiet():
+        extra = {} if folder.name == "sdxl" else {"safety_checker": None}
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, **extra)
+        pipeline.scheduler = getattr(diffusers, scheduler).from_config(pipeline.scheduler.config, **changes)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def plain_image(pipeline: Any, prompt: str, seed: int, steps: int = 3, guidance: float = 5.0, **extra: Any) -> Tensor:
+    """One image, uint8 [3, H, W], from prompt strings and a generator, as a user of diffusers alone draws it."""
+    (image,) = pipeline(
+        prompt,
+        height=RESOLUTION,
+        width=RESOLUTION,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        generator=torch.Generator().manual_seed(seed),
+        **extra,
+    ).images
+    return torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1)
+
+
+def most_levels_apart(first: Tensor, second: Tensor) -> int:
+    """The largest difference between two uint8 images."""
+    assert first.shape == second.shape
+    return int((first.int() - second.int()).abs().max())
