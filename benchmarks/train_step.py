@@ -16,7 +16,7 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 
-from boothlab.build import build_training_run
+from boothlab.building import build_training_run
 from boothlab.compose.run import compose
 from boothlab.compose.typed import load
 from boothlab.compose.schemas import SCHEMAS

@@ -29,9 +29,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "diffusion": BASE | {"cache", "config", "images"},
     "dollhouse": {"errors", "files", "seeding"},
     "dreambooth": PARTS - {"dollhouse"},
-    "build": PARTS | {"dreambooth"},
+    "building": PARTS | {"dreambooth"},
     "compose": {"config", "errors", "files", "tracking"},
-    "commands": PARTS | {"build", "compose", "dreambooth"},
+    "commands": PARTS | {"building", "compose", "dreambooth"},
     "cli": {"errors"},
     "__main__": {"cli"},
 }
@@ -93,7 +93,7 @@ def test_parts_get_their_own_config_and_never_the_root() -> None:
     for module, tree in TREES.items():
         names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
         if "TrainConfig" in names:
-            assert module.split(".")[0] in {"build", "commands", "compose"}, module
+            assert module.split(".")[0] in {"building", "commands", "compose"}, module
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)

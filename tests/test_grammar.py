@@ -39,14 +39,6 @@ from boothlab.dollhouse.scenes import (
     sample_toy_scene,
 )
 
-# "robot's" is two words to any CLIP tokenizer. The others fall apart because a word sorted earlier has a merge that
-# takes their letters first: "at" makes a+t before "cat" can make c+a. See the strict xfail below.
-POSSESSIVE = "robot's"
-SPLIT_WORDS = {
-    *("cat", "hat", "kitchen", "olis", "orange", "phol", "photo", "plain", "purple", "quality", "rabbit", "scarf"),
-    *("small", "snow", "sunglasses", "this", "under"),
-}
-
 
 def maybe(values: tuple[str, ...]) -> st.SearchStrategy[str | None]:
     return st.none() | st.sampled_from(values)
@@ -89,7 +81,6 @@ def test_an_identifier_says_nothing_else(facts: Facts, token: str) -> None:
     assert read_prompt(prompt) == facts
 
 
-@pytest.mark.xfail(strict=True, reason='toy_prompt turns "hta orange" into "htan orange"; training prompts hang on it')
 def test_an_identifier_that_ends_in_a_stays_whole_before_orange() -> None:
     assert toy_prompt(Facts("bear", "orange"), token="hta") == "a photo of a hta orange bear"
 
@@ -146,14 +137,8 @@ def test_room_prompts_are_made_of_known_words() -> None:
         assert set(random_prompt(sample_room_scene(rng), rng).split()) <= known
 
 
-@pytest.mark.parametrize("word", [word for word in vocabulary() if word != POSSESSIVE and word not in SPLIT_WORDS])
+@pytest.mark.parametrize("word", vocabulary())
 def test_a_word_is_one_token(tokenizer: CLIPTokenizer, word: str) -> None:
-    assert len(tokens_of(tokenizer, word)) == 1
-
-
-@pytest.mark.parametrize("word", sorted(SPLIT_WORDS))
-@pytest.mark.xfail(strict=True, reason="the merges' order splits it; the shipped weights were trained on these pieces")
-def test_a_word_that_ought_to_be_one_token(tokenizer: CLIPTokenizer, word: str) -> None:
     assert len(tokens_of(tokenizer, word)) == 1
 
 
@@ -203,21 +188,6 @@ def test_a_saved_tokenizer_gives_the_same_ids(tokenizer: CLIPTokenizer, tmp_path
 
 def test_the_tokens_of_the_shipped_weights_stay(tokenizer: CLIPTokenizer) -> None:
     # The rows of the trained embeddings are these numbers: a change here makes every shipped weight meaningless.
-    assert len(tokenizer) == 814
-    assert tokenizer("a photo of a sks robot on the beach at night").input_ids == [
-        812,
-        320,
-        79,
-        610,
-        334,
-        660,
-        320,
-        739,
-        722,
-        670,
-        774,
-        519,
-        515,
-        655,
-        813,
-    ]
+    assert len(tokenizer) == 811
+    ids = tokenizer("a photo of a sks robot on the beach at night").input_ids
+    assert ids == [809, 320, 686, 668, 320, 726, 711, 794, 750, 519, 798, 663, 810]

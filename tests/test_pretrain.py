@@ -15,8 +15,9 @@ from transformers import CLIPModel, CLIPTokenizer, ViTModel
 from boothlab.dollhouse import pretrain, score
 from boothlab.dollhouse.architectures import Judge, build_tokenizer
 from boothlab.dollhouse.grammar import scene_is_held_out
-from boothlab.dollhouse.parts import PART_NAMES, Clip, Losses, Part, build_part, normalise, training_scene
-from boothlab.dollhouse.pretrain import Ema, FitState, fit, learning_rate
+from boothlab.dollhouse.parts import Losses, Part, normalise, training_scene
+from boothlab.dollhouse.pretrain import PART_NAMES, Ema, FitState, build_part, fit, learning_rate
+from boothlab.dollhouse.reader_parts import Clip
 from boothlab.dollhouse.scenes import rng_for
 from boothlab.seeding import generator
 
@@ -55,6 +56,9 @@ class Line(Part):
         self.clock.now += self.step_s
         self.steps.append(step)
         return {"loss": (self.modules["line"](batch) - 3 * batch).square().mean()}
+
+    def start_from(self, out: Path) -> None:
+        raise AssertionError("a line has no finished weights")
 
     def export(self, out: Path) -> None:
         raise NotImplementedError
@@ -251,6 +255,34 @@ def test_the_command_trains_exports_and_notes_the_cost(tmp_path: Path) -> None:
     costs = json.loads((tmp_path / "out" / "pretraining.json").read_text(encoding="utf-8"))
     assert costs == {"clip": {"steps": 7}, "judge": {"steps": 0, "seconds": 0, "device": "cpu"}}
     assert (tmp_path / "out" / "judge" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", ["vae", "diffusion", "clip", "dino", "judge"])
+def test_a_warm_start_begins_with_the_exported_weights(name: str, with_vae: Path) -> None:
+    finished, fresh = small(name, with_vae), small(name, with_vae)
+    finished.modules.eval()
+    with torch.no_grad():
+        for value in finished.modules.parameters():
+            value.add_(0.25)
+    finished.export(with_vae)  # in half precision
+    fresh.start_from(with_vae)
+    for key, value in weights_of(fresh).items():
+        assert torch.allclose(value, weights_of(finished)[key].float(), atol=2e-3), key
+
+
+def test_gradients_are_the_mean_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = nn.Linear(2, 1)
+    line.weight.grad, line.bias.grad = torch.tensor([[1.0, 2.0]]), torch.tensor([3.0])
+
+    def with_another(flat: torch.Tensor) -> None:
+        flat += torch.tensor([3.0, 2.0, 1.0, 30.0])  # the other process: its gradients, and 30 seconds
+
+    monkeypatch.setattr(pretrain.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(pretrain.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(pretrain.distributed, "all_reduce", with_another)
+    assert pretrain.average_over_processes(line, 10.0) == 20.0
+    assert line.weight.grad.tolist() == [[2.0, 2.0]]
+    assert line.bias.grad.tolist() == [2.0]
 
 
 def test_the_command_scores(

@@ -12,7 +12,7 @@ from PIL import Image
 
 from boothlab.dollhouse import score
 from boothlab.dollhouse.grammar import Facts, is_held_out, read_prompt, toy_prompt
-from boothlab.dollhouse.parts import PART_NAMES, build_part
+from boothlab.dollhouse.pretrain import PART_NAMES, build_part
 from boothlab.dollhouse.readers import zero_shot
 from boothlab.dollhouse.scenes import CLASSES, COLORS, PLACES, Lamp, Time
 from boothlab.dollhouse.score import Row, accuracy_row, nearest_neighbour_accuracy, psnr, write_grid

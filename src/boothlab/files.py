@@ -224,9 +224,15 @@ def _user_error(path: Path, error: OSError) -> UserError:
     return UserError(f"cannot write {shown(path)}: {what}; {remedy}")
 
 
+_LEFT_BY_A_RUN = (
+    *("metrics.jsonl", "metrics.csv", "summary.json", "manifest.json"),
+    *("samples", "checkpoints", "lora", "tensorboard"),
+)
+
+
 def clear_run(run_dir: Path) -> None:
     """Remove what an earlier run left in its folder, keeping Hydra's own notes, which are already the new run's."""
-    for name in ("metrics.jsonl", "summary.json", "manifest.json", "samples", "checkpoints", "lora"):
+    for name in _LEFT_BY_A_RUN:
         target = run_dir / name
         if target.is_dir():
             shutil.rmtree(target)

@@ -14,6 +14,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 
 class Reporter:
@@ -25,10 +26,14 @@ class Reporter:
         self.quiet = quiet
         self._progress: Progress | None = None
 
-    def say(self, line: str) -> None:
-        """One line."""
+    def say(self, line: str, tag: str = "", style: str = "yellow") -> None:
+        """One line, as it is: brackets in a file name or a prompt are no markup. A `tag` before it is coloured."""
         if not self.quiet:
-            self.console.print(line)
+            self.console.print(Text.assemble((tag, style), " " if tag else "", line))
+
+    def warn(self, line: str) -> None:
+        """A line that needs the user's eye."""
+        self.say(line, tag="warning")
 
     @contextmanager
     def bar(self, what: str, total: int) -> Iterator["Bar"]:

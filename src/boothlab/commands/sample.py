@@ -6,6 +6,7 @@ from typing import Any
 from boothlab.commands.help import HelpPage, asks_for_help, print_help
 from boothlab.compose.run import run as run_composed
 from boothlab.config import SampleConfig
+from boothlab.files import write_json
 from boothlab.progress import Reporter
 
 HELP = HelpPage(
@@ -36,16 +37,17 @@ def run(argv: list[str]) -> int:
 
 def _sample(config: SampleConfig, resolved: dict[str, Any], run_dir: Path) -> list[str]:
     # torch and diffusers: only once the config is known to be good
-    from boothlab.build import build_sample_run
+    from boothlab.building import build_sample_run
     from boothlab.images.grid import save_png
 
     reporter = Reporter()
-    run = build_sample_run(config)
+    run = build_sample_run(config, reporter)
     with reporter.bar("drawing", len(run.requests)) as bar:
         pictures = run.draw(bar.advance)
     paths = []
     for name, picture in pictures:
         save_png(run.folder / name, picture)
         paths.append(str(run.folder / name))
+    write_json(run.folder / "sample.json", {**run.record, "config": resolved})
     reporter.say(f"{len(paths) - 1} images and {paths[-1]}")
     return paths

@@ -6,9 +6,11 @@ from typing import Any
 
 from boothlab.commands.help import HelpPage, asks_for_help, print_help
 from boothlab.compose.run import run as run_composed
-from boothlab.config import TrainConfig
-from boothlab.files import clear_run
+from boothlab.config import NOT_HASHED, TrainConfig
+from boothlab.errors import UserError
+from boothlab.files import shown
 from boothlab.progress import Reporter
+from boothlab.tracking.manifest import config_hash, read_manifest
 
 HELP = HelpPage(
     config_name="train",
@@ -34,21 +36,32 @@ def run(argv: list[str]) -> int:
 
 def _train(config: TrainConfig, resolved: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     # torch and diffusers: only once the config is known to be good
-    from boothlab.build import build_training_run
+    from boothlab.building import build_training_run
     from boothlab.dreambooth.run import execute
     from boothlab.tracking.show import finished_summary, show_run
 
     reporter = Reporter()
-    summary = finished_summary(run_dir)
-    if summary is not None and not config.paths.overwrite:
-        reporter.say(f"[green]finished already[/] {run_dir} (paths.overwrite=true runs it again)")
-        show_run(run_dir, reporter.console)
-        return summary
-    if config.paths.overwrite:
-        clear_run(run_dir)
+    if not config.paths.overwrite:
+        _refuse_another_run(run_dir, resolved)
+        if summary := finished_summary(run_dir):
+            reporter.say(f"{run_dir} (paths.overwrite=true runs it again)", tag="finished already", style="green")
+            show_run(run_dir, reporter.console)
+            return summary
     reporter.say(f"run folder {run_dir}")
     run = build_training_run(config, resolved, run_dir, sys.argv, reporter)
     with run.tracker:
         execute(run)
     show_run(run_dir, reporter.console)
     return finished_summary(run_dir) or {}
+
+
+def _refuse_another_run(run_dir: Path, resolved: dict[str, Any]) -> None:
+    """A folder that the user named (hydra.run.dir=…) may hold a run of another config: never resume or report it."""
+    try:
+        begun = read_manifest(run_dir)["config_hash"]
+    except (UserError, KeyError):
+        return
+    if begun != config_hash(resolved, NOT_HASHED):
+        raise UserError(
+            f"{shown(run_dir)} holds a run of another config; choose another folder, or paths.overwrite=true"
+        )

@@ -1,8 +1,6 @@
 """The frozen diffusion model: loading it, and what training asks of it (encode, embed, add noise, predict)."""
 
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +8,12 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
-from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers.utils import logging as transformers_logging
 
 from boothlab.errors import UserError
 from boothlab.files import sha256_file, shown
+from boothlab.quiet import quiet_libraries
 
 DOLLHOUSE = Path(__file__).parent.parent / "dollhouse" / "weights"
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
@@ -148,25 +145,6 @@ class Backbone:
         return prediction
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """diffusers and transformers say much at load time that a user can do nothing about."""
-    libraries = (diffusers_logging, transformers_logging)
-    before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
-    for library in libraries:
-        library.set_verbosity_error()
-        library.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for library, (verbosity, bars) in zip(libraries, before, strict=True):
-            library.set_verbosity(verbosity)
-            if bars:
-                library.enable_progress_bar()
-
-
 def first_line(error: Exception) -> str:
     """What an exception says, cut to a line that fits into a message of ours."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -241,7 +219,7 @@ def load_backbone(
     Raises UserError when it is not there, not whole, not safetensors, or not a Stable Diffusion (XL) pipeline.
     """
     folder = _local_folder(source)
-    with quiet():
+    with quiet_libraries():
         class_name = _pipeline_class(source, revision)
         is_sdxl = class_name == "StableDiffusionXLPipeline"
         if folder is not None:

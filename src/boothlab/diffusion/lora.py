@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from boothlab.diffusion.backbone import Backbone, first_line, quiet
+from boothlab.diffusion.backbone import Backbone, first_line
 from boothlab.errors import UserError
 from boothlab.files import shown, write_bytes
+from boothlab.quiet import quiet_libraries
 from boothlab.seeding import Stream, generator
 
 log = logging.getLogger(__name__)
@@ -210,7 +211,7 @@ def load_adapter(backbone: Backbone, path: Path, unet_scale: float = 1.0, text_e
             f"{shown(path)}: the backbone {backbone.name} carries an adapter already; load a fresh backbone"
         )
     try:
-        with quiet(), torch.random.fork_rng(devices=[]):
+        with quiet_libraries(), torch.random.fork_rng(devices=[]):
             backbone.pipeline.load_lora_weights(
                 str(path.parent),
                 weight_name=path.name,

@@ -10,8 +10,9 @@ import diffusers
 import torch
 from torch import Tensor
 
-from boothlab.diffusion.backbone import Backbone, TextEmbedding, first_line, quiet
+from boothlab.diffusion.backbone import Backbone, TextEmbedding, first_line
 from boothlab.errors import UserError
+from boothlab.quiet import quiet_libraries
 
 log = logging.getLogger(__name__)
 #: our name: diffusers' class and what it changes of the model's own schedule. Latents are never clipped to [-1, 1].
@@ -57,7 +58,7 @@ def build_sampler(name: str, config: Any) -> Any:
         raise UserError(f"scheduler={name}: is not known; choose one of {', '.join(SAMPLERS)}")
     class_name, changes = SAMPLERS[name]
     try:
-        with quiet():
+        with quiet_libraries():
             return getattr(diffusers, class_name).from_config(config, **changes)
     except ImportError as error:
         raise UserError(f"scheduler={name}: {_needs(error)}, or choose another sampler") from error

@@ -15,6 +15,7 @@ from boothlab.dollhouse.scenes import CLASSES, COLORS, PATTERNS, PLACES, Lamp, T
 
 IMAGE_SIZE = 32
 LATENT_SIZE = 8
+LATENT_CHANNELS = 8
 MAX_TOKENS = 32
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 
@@ -52,13 +53,13 @@ def build_tokenizer() -> CLIPTokenizer:
 
 
 def build_vae() -> AutoencoderKL:
-    """32×32×3 to 8×8×4 and back (f = 4)."""
+    """32×32×3 to 8×8×8 and back (f = 4)."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=(32, 64, 96),
         layers_per_block=1,
-        latent_channels=4,
+        latent_channels=LATENT_CHANNELS,
         norm_num_groups=16,
         sample_size=IMAGE_SIZE,
     )
@@ -68,6 +69,8 @@ def build_unet() -> UNet2DConditionModel:
     """Two resolutions (8×8 and 4×4), cross-attention at both."""
     return UNet2DConditionModel(
         sample_size=LATENT_SIZE,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
         layers_per_block=2,
         block_out_channels=(64, 128),
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),

@@ -45,7 +45,7 @@ RARE_WORDS = ("sks", "zwx", "ohwx", "olis", "hta", "pll", "ucd", "kxv", "phol", 
 
 _EXTRA_TEXT = """
 toy hotel room bed carpet curtains picture pictures window closed open two one no lamp the a an of and with in on at
-under is , . photo drawing small big make it this day robot's good quality from film old new top front behind near
+under is , . photo drawing small big make it this day good quality from film old new top front behind near
 """
 EXTRA_WORDS = tuple(_EXTRA_TEXT.split())
 HELD_OUT_SHARE = 0.1

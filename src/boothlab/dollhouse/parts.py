@@ -1,22 +1,20 @@
-"""The five trainings of the miniatures: what each sees, and the loss it minimises."""
+"""The trainings of the pipeline (VAE, its decoder, UNet with text encoder): what each sees, and its loss."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, StableDiffusionPipeline
-from safetensors.torch import save_file
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from torch import nn
+from transformers import CLIPTextModel
 
 from boothlab.dollhouse import architectures as shapes
-from boothlab.dollhouse.grammar import facts_of, random_prompt, scene_is_held_out
-from boothlab.dollhouse.scenes import Scene, ToyScene, render, rng_for, sample_scene, sample_subject, sample_toy_scene
+from boothlab.dollhouse.grammar import random_prompt, scene_is_held_out
+from boothlab.dollhouse.scenes import Scene, render, rng_for, sample_scene
 
-PART_NAMES = ("vae", "diffusion", "clip", "dino", "judge")
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Losses = dict[str, torch.Tensor]
@@ -33,6 +31,12 @@ def training_scene(rng: np.random.Generator) -> Scene:
     while scene_is_held_out(scene := sample_scene(rng)):
         pass
     return scene
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The float32 weights of one component of a saved pipeline, by the names its own class gives them."""
+    loaders: dict[str, Any] = {"vae": AutoencoderKL, "unet": UNet2DConditionModel, "text_encoder": CLIPTextModel}
+    return dict(loaders[folder.name].from_pretrained(folder).float().state_dict())
 
 
 class Part(ABC):
@@ -63,33 +67,23 @@ class Part(ABC):
     def export(self, out: Path) -> None:
         """Write the finished modules under the weights' folder."""
 
+    @abstractmethod
+    def start_from(self, out: Path) -> None:
+        """Begin with the finished weights under `out` instead of random ones."""
+
     def _autocast(self) -> torch.autocast:
         return torch.autocast(torch.device(self.device).type, torch.bfloat16)
-
-
-class _RoundTrip(nn.Module):
-    """There and back as one graph, so that torch.compile can fuse it."""
-
-    def __init__(self, vae: AutoencoderKL):
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, images_BCHW: torch.Tensor, noise_BCHW: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        posterior = self.vae.encode(images_BCHW).latent_dist
-        decoded = self.vae.decode(posterior.mean + posterior.std * noise_BCHW).sample
-        return decoded.float(), posterior.mean.float(), posterior.logvar.float()
 
 
 class Vae(Part):
     """Reconstruction with a whisper of KL, as Stable Diffusion's autoencoder has it (1e-6)."""
 
-    name, peak_lr, batch_size = "vae", 1.2e-3, 16
+    name, peak_lr, batch_size = "vae", 1e-3, 16
 
-    def __init__(self, seed: int, device: str, compiled: bool = False):
+    def __init__(self, seed: int, device: str):
         super().__init__(seed, device)
-        self.vae = shapes.build_vae()
+        self.vae = shapes.build_vae()  # not compiled: torch 2.13's inductor loses the encoder's gradients on the CPU
         self.modules = nn.ModuleDict({"vae": self.vae})
-        self.round_trip = torch.compile(_RoundTrip(self.vae)) if compiled else _RoundTrip(self.vae)
 
     def batch(self, step: int) -> torch.Tensor:
         rng = self._rng(step)
@@ -97,9 +91,13 @@ class Vae(Part):
 
     def loss(self, batch: torch.Tensor, step: int) -> Losses:
         images = batch.to(self.device)
-        noise = torch.randn(len(images), 4, shapes.LATENT_SIZE, shapes.LATENT_SIZE, device=self.device)
+        noise = torch.randn(
+            len(images), shapes.LATENT_CHANNELS, shapes.LATENT_SIZE, shapes.LATENT_SIZE, device=self.device
+        )
         with self._autocast():
-            decoded, mean, logvar = self.round_trip(images, noise)
+            posterior = self.vae.encode(images).latent_dist
+            decoded = self.vae.decode(posterior.mean + posterior.std * noise).sample.float()
+        mean, logvar = posterior.mean.float(), posterior.logvar.float()
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
         mse, l1 = F.mse_loss(decoded, images), F.l1_loss(decoded, images)
         return {"loss": mse + 0.1 * l1 + 1e-6 * kl, "psnr": (10 * torch.log10(4 / mse)).detach()}
@@ -111,6 +109,41 @@ class Vae(Part):
         latents = self.vae.encode(images).latent_dist.mean
         self.vae.register_to_config(scaling_factor=round(1.0 / float(latents.std()), 5))
         self.vae.to(torch.float16).save_pretrained(out / "pipeline" / "vae")
+
+    def start_from(self, out: Path) -> None:
+        self.vae.load_state_dict(_weights(out / "pipeline" / "vae"))
+
+
+class Decoder(Part):
+    """The VAE's decoder alone, on the frozen encoder's latents: sharper pictures, and the UNet stays valid."""
+
+    name, peak_lr, batch_size = "decoder", 8e-4, 16
+
+    def __init__(self, seed: int, device: str, out: Path):
+        super().__init__(seed, device)
+        self.vae = AutoencoderKL.from_pretrained(out / "pipeline" / "vae", torch_dtype=torch.float32).to(device)
+        self.vae.encoder.requires_grad_(False)
+        self.vae.quant_conv.requires_grad_(False)
+        self.modules = nn.ModuleDict({"post_quant_conv": self.vae.post_quant_conv, "decoder": self.vae.decoder})
+
+    def batch(self, step: int) -> torch.Tensor:
+        rng = self._rng(step)
+        return shapes.to_images([render(training_scene(rng)) for _ in range(self.batch_size)])
+
+    def loss(self, batch: torch.Tensor, step: int) -> Losses:
+        images = batch.to(self.device)
+        with self._autocast():
+            with torch.no_grad():
+                latents = self.vae.encode(images).latent_dist.sample()
+            decoded = self.vae.decode(latents).sample.float()
+        mse, l1 = F.mse_loss(decoded, images), F.l1_loss(decoded, images)
+        return {"loss": mse + 0.1 * l1, "psnr": (10 * torch.log10(4 / mse)).detach()}
+
+    def export(self, out: Path) -> None:
+        self.vae.half().save_pretrained(out / "pipeline" / "vae")
+
+    def start_from(self, out: Path) -> None:
+        """It always does."""
 
 
 class Diffusion(Part):
@@ -188,119 +221,6 @@ class Diffusion(Part):
         )
         pipeline.save_pretrained(out / "pipeline", safe_serialization=True)
 
-
-class Clip(Part):
-    """The miniature CLIP: symmetric InfoNCE between pictures and prompts."""
-
-    name, batch_size, peak_lr = "clip", 192, 1e-3
-
-    def __init__(self, seed: int, device: str):
-        super().__init__(seed, device)
-        self.tokenizer = shapes.build_tokenizer()
-        self.clip = shapes.build_clip(self.tokenizer)
-        self.modules = nn.ModuleDict({"clip": self.clip})
-
-    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        rng = self._rng(step)
-        scenes = [training_scene(rng) for _ in range(self.batch_size)]
-        prompts = [random_prompt(scene, rng, keep=0.8) for scene in scenes]
-        tokens = self.tokenizer(
-            prompts, padding="max_length", max_length=shapes.MAX_TOKENS, truncation=True, return_tensors="pt"
-        )
-        return shapes.to_images([render(scene) for scene in scenes]), tokens.input_ids
-
-    def loss(self, batch: tuple[torch.Tensor, torch.Tensor], step: int) -> Losses:
-        images, tokens = (value.to(self.device) for value in batch)
-        with self._autocast():
-            output = self.clip(input_ids=tokens, pixel_values=normalise(images, CLIP_MEAN, CLIP_STD))
-        logits = output.logits_per_image.float()
-        target = torch.arange(len(logits), device=self.device)
-        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-        self.clip.logit_scale.data.clamp_(max=4.6052)  # 100, as OpenAI's
-        return {"loss": loss, "top1": (logits.argmax(1) == target).float().mean()}
-
-    def export(self, out: Path) -> None:
-        self.clip.half().save_pretrained(out / "clip")
-        self.tokenizer.save_pretrained(out / "clip")
-
-
-class Dino(Part):
-    """The ViT in DINO's place: two pictures of one individual in different places belong together (NT-Xent)."""
-
-    name, batch_size, peak_lr = "dino", 128, 1e-3
-    temperature = 0.07
-
-    def __init__(self, seed: int, device: str):
-        super().__init__(seed, device)
-        self.dino = shapes.build_dino()
-        self.modules = nn.ModuleDict({"dino": self.dino})
-
-    def batch(self, step: int) -> torch.Tensor:
-        rng = self._rng(step)
-        subjects = [sample_subject(rng) for _ in range(self.batch_size)]
-        if step % 2:  # every other batch holds one class only, so that the class alone does not tell them apart
-            noun = subjects[0].class_noun
-            subjects = [sample_subject(rng, noun) for _ in range(self.batch_size)]
-        views = [render(sample_toy_scene(rng, subject)) for _ in range(2) for subject in subjects]
-        return shapes.to_images(views)
-
-    def loss(self, batch: torch.Tensor, step: int) -> Losses:
-        images = normalise(batch.to(self.device), IMAGENET_MEAN, IMAGENET_STD)
-        with self._autocast():
-            features = self.dino(pixel_values=images).last_hidden_state[:, 0]
-        features = F.normalize(features.float(), dim=-1)
-        logits = features @ features.T / self.temperature
-        logits.fill_diagonal_(float("-inf"))
-        half = len(images) // 2
-        target = torch.arange(len(images), device=self.device).roll(half)
-        return {"loss": F.cross_entropy(logits, target), "top1": (logits.argmax(1) == target).float().mean()}
-
-    def export(self, out: Path) -> None:
-        self.dino.half().save_pretrained(out / "dino")
-
-
-class JudgePart(Part):
-    """The independent judge of generated images, on renders alone, blurred and noised a little so that it is robust."""
-
-    name, batch_size, peak_lr = "judge", 96, 1e-3
-
-    def __init__(self, seed: int, device: str):
-        super().__init__(seed, device)
-        self.judge = shapes.Judge()
-        self.modules = nn.ModuleDict({"judge": self.judge})
-
-    def batch(self, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        rng = self._rng(step)
-        scenes: list[ToyScene] = [sample_toy_scene(rng) for _ in range(self.batch_size)]
-        images = shapes.to_images([render(scene) for scene in scenes])
-        noise = torch.from_numpy(rng.standard_normal(images.shape).astype(np.float32))
-        images = images + noise * float(rng.uniform(0, 0.12))
-        if rng.random() < 0.4:
-            images = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
-        facts = [facts_of(scene) for scene in scenes]
-        labels = {
-            name: torch.tensor([values.index(getattr(fact, name)) for fact in facts])
-            for name, values in shapes.JUDGE_HEADS.items()
-        }
-        return images, labels
-
-    def loss(self, batch: tuple[torch.Tensor, dict[str, torch.Tensor]], step: int) -> Losses:
-        images, labels = batch
-        with self._autocast():
-            logits = self.judge(images.to(self.device))
-        losses = {name: F.cross_entropy(logits[name].float(), labels[name].to(self.device)) for name in logits}
-        return {"loss": torch.stack(list(losses.values())).sum(), **{k: v.detach() for k, v in losses.items()}}
-
-    def export(self, out: Path) -> None:
-        (out / "judge").mkdir(parents=True, exist_ok=True)
-        save_file(
-            {k: v.half().contiguous() for k, v in self.judge.state_dict().items()}, out / "judge" / "model.safetensors"
-        )
-
-
-def build_part(name: str, seed: int, out: Path, device: str, compiled: bool) -> Part:
-    """The part of that name, freshly initialised; `diffusion` needs the finished VAE under `out`."""
-    if name == "diffusion":
-        return Diffusion(seed, device, out, compiled)
-    parts: dict[str, Callable[[int, str], Part]] = {"vae": Vae, "clip": Clip, "dino": Dino, "judge": JudgePart}
-    return parts[name](seed, device)
+    def start_from(self, out: Path) -> None:
+        for name in ("unet", "text_encoder"):
+            self.modules[name].load_state_dict(_weights(out / "pipeline" / name))

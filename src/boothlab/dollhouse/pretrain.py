@@ -1,7 +1,7 @@
 """Makes the miniatures: `python -m boothlab.dollhouse.pretrain`, seeded, resumable, on any device, to a time budget.
 
 Each part is a `Part`: the modules it trains and the loss of batch i. One loop (`fit`) trains any of them and writes a
-resume file every minute; `export.py` writes the ordinary diffusers and transformers folders.
+resume file every minute; a finished part writes its ordinary diffusers or transformers folder.
 """
 
 import argparse
@@ -18,10 +18,12 @@ import torch.distributed as distributed
 import torch.multiprocessing as multiprocessing
 from torch import nn
 
-from boothlab.dollhouse.parts import PART_NAMES, Part, build_part
+from boothlab.dollhouse.parts import Decoder, Diffusion, Part, Vae
+from boothlab.dollhouse.reader_parts import Clip, Dino, JudgePart
 from boothlab.seeding import derive_seed
 
-DEFAULT_MINUTES = {"vae": 15.0, "diffusion": 60.0, "clip": 12.0, "dino": 12.0, "judge": 5.0}
+PART_NAMES = ("vae", "diffusion", "clip", "dino", "judge", "decoder")
+DEFAULT_MINUTES = {"vae": 15.0, "diffusion": 60.0, "clip": 12.0, "dino": 12.0, "judge": 5.0, "decoder": 10.0}
 
 
 @dataclass
@@ -145,13 +147,26 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("outputs/pretrain"), help="resume files")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "weights", help="the weights' folder")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the network (needs a C++ compiler)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the UNet (needs a C++ compiler)")
     parser.add_argument(
         "--processes", type=int, default=1, help="data-parallel processes; on a CPU one a core is fastest"
+    )
+    parser.add_argument(
+        "--warm-start", action="store_true", help="begin with the weights in --out, not with random ones"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--score", action="store_true", help="only measure the quality bars of the weights in --out")
     return parser.parse_args(argv)
+
+
+def build_part(name: str, seed: int, out: Path, device: str, compiled: bool) -> Part:
+    """The part of that name, freshly initialised; `diffusion` and `decoder` need the finished VAE under `out`."""
+    if name == "diffusion":
+        return Diffusion(seed, device, out, compiled)
+    if name == "decoder":
+        return Decoder(seed, device, out)
+    parts: dict[str, Callable[[int, str], Part]] = {"vae": Vae, "clip": Clip, "dino": Dino, "judge": JudgePart}
+    return parts[name](seed, device)
 
 
 def train_parts(rank: int, args: argparse.Namespace, port: int) -> None:
@@ -165,6 +180,8 @@ def train_parts(rank: int, args: argparse.Namespace, port: int) -> None:
     for name in args.parts:
         torch.manual_seed(derive_seed(args.seed, "pretrain", name) % 2**31)  # the same start in every process
         part = build_part(name, args.seed, args.out, args.device, args.compile)
+        if args.warm_start:
+            part.start_from(args.out)
         torch.manual_seed(derive_seed(args.seed, "pretrain", name, rank) % 2**31)  # noise of its own
         minutes = args.minutes if args.minutes is not None else DEFAULT_MINUTES[name]
         state = fit(part, args.work, 60 * minutes, args.device, report=lambda line: print(line, flush=True))

@@ -56,7 +56,7 @@ class EmaCallback(StepCallback):
     def take(self, module: DreamBoothModule, average: dict[str, torch.Tensor]) -> None:
         """Go on from a saved average."""
         self.ema = AdapterEma(adapter_parameters(module), self.decay)
-        self.ema.shadow = average
+        self.ema.take(average)
 
     def lent(self) -> AbstractContextManager[None]:
         """The networks with the average in them."""
@@ -66,14 +66,15 @@ class EmaCallback(StepCallback):
 class ResumeCallback(pl.Callback):
     """Puts a checkpoint back before the first step."""
 
-    def __init__(self, folder: Path, ema: EmaCallback | None):
-        self.folder, self.ema = folder, ema
+    def __init__(self, folder: Path, log: "LogCallback", ema: EmaCallback | None):
+        self.folder, self.log, self.ema = folder, log, ema
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         schedule = trainer.lr_scheduler_configs[0].scheduler
-        average = restore_checkpoint(self.folder, module, trainer.optimizers[0], schedule)
-        if self.ema and average:
-            self.ema.take(module, average)
+        found = restore_checkpoint(self.folder, module, trainer.optimizers[0], schedule)
+        self.log.window = found.log_window
+        if self.ema:
+            self.ema.take(module, found.average)
 
 
 class LogCallback(StepCallback):
@@ -81,8 +82,12 @@ class LogCallback(StepCallback):
 
     def __init__(self, tracker: Tracker, every: int):
         self.tracker, self.every = tracker, every
-        self._sums: dict[str, torch.Tensor] = {}
-        self._count, self._steps, self._since = 0, 0, time.perf_counter()
+        #: sums of losses since the last row, and under "count" the micro-steps in them; goes into checkpoints
+        self.window: dict[str, float] = {}
+        self._steps, self._since = 0, time.perf_counter()
+
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        self.restart_clock()
 
     def restart_clock(self) -> None:
         """Leave the time spent on evaluating and saving out of the step time."""
@@ -91,8 +96,8 @@ class LogCallback(StepCallback):
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         for name in ("loss", "instance", "prior"):
             if name in module.latest:
-                self._sums[name] = self._sums.get(name, torch.zeros(())) + module.latest[name].cpu()
-        self._count += 1
+                self.window[name] = self.window.get(name, 0.0) + float(module.latest[name])
+        self.window["count"] = self.window.get("count", 0) + 1
         super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
 
     def after_step(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
@@ -100,15 +105,14 @@ class LogCallback(StepCallback):
         if step % self.every and step != module.max_steps:
             return
         keys = {"loss": metrics.TRAIN_LOSS, "instance": metrics.TRAIN_LOSS_INSTANCE, "prior": metrics.TRAIN_LOSS_PRIOR}
-        row = {keys[name]: float(value) / self._count for name, value in self._sums.items()}
-        for group in trainer.optimizers[0].param_groups:
-            key = metrics.TRAIN_LR_UNET if group["name"] == "unet" else metrics.TRAIN_LR_TEXT_ENCODER
-            row[key] = group["lr"]
+        row = {key: self.window[name] / self.window["count"] for name, key in keys.items() if name in self.window}
+        for name, rate in module.rates.items():
+            row[metrics.TRAIN_LR_UNET if name == "unet" else metrics.TRAIN_LR_TEXT_ENCODER] = rate
         row[metrics.TRAIN_GRAD_NORM] = float(module.latest["grad_norm"])
         row[metrics.TRAIN_STEP_SECONDS] = (time.perf_counter() - self._since) / max(1, self._steps)
         row[metrics.TRAIN_EPOCH] = module.micro_step * module.data.batch_size / len(module.data.instance)
         self.tracker.log(step, row)
-        self._sums, self._count = {}, 0
+        self.window = {}
         self.restart_clock()
 
 
@@ -129,8 +133,8 @@ class EvaluationCallback(StepCallback):
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         if module.resumed_at == 0:
-            self.tracker.note("ceilings", self.evaluator.ceilings())
-            self.tracker.log(0, self.evaluator.ceilings())
+            if ceilings := self.evaluator.ceilings():
+                self.tracker.log(0, ceilings)
             self._evaluate(0)
 
     def after_step(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
@@ -148,7 +152,7 @@ class EvaluationCallback(StepCallback):
         self.tracker.log_table(step, "samples/scores", list(rows[0]), [list(row.values()) for row in rows])
         self.reporter.say(self._line(step, found))
         for warning in found.result.warnings:
-            self.reporter.say(f"[yellow]warning[/] {warning}")
+            self.reporter.warn(warning)
         self.clock.restart_clock()
 
     def _weights(self) -> AbstractContextManager[None]:
@@ -179,9 +183,9 @@ class CheckpointCallback(StepCallback):
     def after_step(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
         if step % self.every and step != module.max_steps:
             return
-        average = self.ema.ema.shadow if self.ema and self.ema.ema else None
-        schedule = trainer.lr_scheduler_configs[0].scheduler
-        save_checkpoint(self.run_dir, module, trainer.optimizers[0], schedule, step, self.settings(step), average)
+        optimizer, schedule = trainer.optimizers[0], trainer.lr_scheduler_configs[0].scheduler
+        ema, window = self.ema.ema if self.ema else None, self.clock.window
+        save_checkpoint(self.run_dir, module, optimizer, schedule, step, self.settings(step), ema, window)
         self.clock.restart_clock()
 
 

@@ -1,6 +1,8 @@
 """Resume checkpoints: the adapter, the optimizer and the counters, as safetensors and JSON, never the base model."""
 
 import logging
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from boothlab.diffusion.lora import save_adapter, trainable
+from boothlab.dreambooth.ema import AdapterEma
 from boothlab.dreambooth.module import DreamBoothModule
 from boothlab.errors import UserError
 from boothlab.files import atomic_directory, read_json, sha256_file, write_bytes, write_json
@@ -40,21 +43,28 @@ def save_checkpoint(
     schedule: Any,
     step: int,
     settings: dict[str, Any],
-    ema: dict[str, Tensor] | None,
+    ema: AdapterEma | None = None,
+    log_window: dict[str, float] | None = None,
 ) -> Path:
-    """Write `checkpoints/step_NNNNNN/` whole or not at all: the adapter as users load it, and what resuming needs."""
+    """Write `checkpoints/step_NNNNNN/` whole or not at all: the adapter as users load it, and what resuming needs.
+
+    With an average, the adapter file holds the average, which is what was evaluated; resuming needs the weights too.
+    `log_window` is what the next row of metrics.jsonl has summed up so far.
+    """
     folder = run_dir / "checkpoints" / folder_name(step)
     tensors: dict[str, Tensor] = {}
     for name, value in adapter_parameters(module).items():
         tensors[f"parameter/{name}"] = value.detach()
         for key, moment in optimizer.state.get(value, {}).items():
             tensors[f"optimizer/{key}/{name}"] = moment
-    tensors |= {f"ema/{name}": value for name, value in (ema or {}).items()}
+    tensors |= {f"ema/{name}": value for name, value in (ema.shadow if ema else {}).items()}
     with atomic_directory(folder, replace=True) as building:
         write_bytes(building / TENSORS, to_safetensors({k: v.cpu().contiguous() for k, v in tensors.items()}))
-        save_adapter(building, dict(module.networks.items()), settings)
+        with ema.lent() if ema else nullcontext():
+            save_adapter(building, dict(module.networks.items()), settings)
         hashes = {path.name: sha256_file(path) for path in sorted(building.iterdir())}
-        write_json(building / STATE, {"step": step, "schedule": _plain_schedule(schedule), "files": hashes})
+        state = {"step": step, "schedule": _plain_schedule(schedule), "log_window": log_window or {}, "files": hashes}
+        write_json(building / STATE, state)
     return folder
 
 
@@ -73,17 +83,26 @@ def newest_checkpoint(run_dir: Path) -> tuple[Path, int] | None:
         try:
             state: Any = read_json(folder / STATE)
             damaged = [name for name, digest in state["files"].items() if sha256_file(folder / name) != digest]
-        except (UserError, OSError, KeyError, TypeError) as error:
+            step = int(state["step"])
+        except (UserError, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
             log.warning("%s is not whole (%s) and is passed over", folder, error)
             continue
         if not damaged:
-            return folder, int(state["step"])
+            return folder, step
         log.warning("%s is damaged (%s) and is passed over", folder, ", ".join(damaged))
     return None
 
 
-def restore_checkpoint(folder: Path, module: DreamBoothModule, optimizer: Any, schedule: Any) -> dict[str, Tensor]:
-    """Put a checkpoint's adapter, optimizer and schedule back; returns the moving average, empty if there was none."""
+@dataclass
+class Restored:
+    """What a checkpoint says beyond the module, the optimizer and the schedule: the average and the log's sums."""
+
+    average: dict[str, Tensor]
+    log_window: dict[str, float]
+
+
+def restore_checkpoint(folder: Path, module: DreamBoothModule, optimizer: Any, schedule: Any) -> Restored:
+    """Put a checkpoint's adapter, optimizer and schedule back."""
     try:
         tensors = from_safetensors((folder / TENSORS).read_bytes())
     except (SafetensorError, OSError) as error:
@@ -107,4 +126,5 @@ def restore_checkpoint(folder: Path, module: DreamBoothModule, optimizer: Any, s
     schedule.load_state_dict({**schedule.state_dict(), **state["schedule"]})
     for group, lr in zip(optimizer.param_groups, state["schedule"]["_last_lr"], strict=True):
         group["lr"] = lr
-    return {key.removeprefix("ema/"): value for key, value in tensors.items() if key.startswith("ema/")}
+    average = {key.removeprefix("ema/"): value for key, value in tensors.items() if key.startswith("ema/")}
+    return Restored(average, state["log_window"])

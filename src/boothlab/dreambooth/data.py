@@ -1,7 +1,8 @@
 """What each training step sees: cached latents and prompts, as a pure function of (seed, micro-step)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from PIL import Image
@@ -11,6 +12,9 @@ from boothlab.cache import Cache
 from boothlab.diffusion.backbone import Backbone
 from boothlab.images.load import Crop, fit
 from boothlab.seeding import Stream, derive_seed, generator
+
+#: names what `variants_of` does to a picture; to be changed with it, so that no cached latent of another recipe is used
+PREPROCESSING = "shorter side Lanczos, whole-pixel crop, mirror"
 
 
 @dataclass(frozen=True)
@@ -71,19 +75,32 @@ def encode_images(
     batch_size: int = 16,
 ) -> LatentTable:
     """Encode every variant of every picture once; the cache is keyed by content, preprocessing and the VAE's hash."""
-    cut = [variants_of(item, backbone.resolution, crop, flip, variants, seed) for item in items]
+    counts: list[int] = []
+
+    def pixels() -> Iterator[Tensor]:
+        for item in items:
+            cut = variants_of(item, backbone.resolution, crop, flip, variants, seed)
+            counts.append(len(cut))
+            yield from (pixels_CHW for _, pixels_CHW in cut)
 
     def make() -> dict[str, Tensor]:
-        pixels = [pixels for variants_ in cut for _, pixels in variants_]
-        parts = [
-            backbone.encode_images(torch.stack(pixels[start : start + batch_size]))
-            for start in range(0, len(pixels), batch_size)
-        ]
-        return {"means": torch.cat([mean for mean, _ in parts]), "stds": torch.cat([std for _, std in parts])}
+        stream, parts = pixels(), []
+        while batch := list(islice(stream, batch_size)):  # a few at a time: all variants at 1024 pixels take gigabytes
+            parts.append(backbone.encode_images(torch.stack(batch)))
+        return {
+            "means": torch.cat([mean for mean, _ in parts]),
+            "stds": torch.cat([std for _, std in parts]),
+            "counts": torch.tensor(counts),
+        }
 
+    chance = crop is Crop.RANDOM or flip
     key = {
         "images": [item.sha256 for item in items],
-        "decisions": [[list(decision) for decision, _ in variants_] for variants_ in cut],
+        "preprocessing": PREPROCESSING,
+        "crop": crop.value,
+        "flip": flip,
+        "variants": variants if chance else 1,
+        "seed": seed if chance else None,
         "resolution": backbone.resolution,
         "vae": dict(vae_identity),
         "device": backbone.device.type,
@@ -91,9 +108,9 @@ def encode_images(
     }
     tensors = cache.get_or_make("latents", key, make)
     rows, start = [], 0
-    for variants_ in cut:
-        rows.append(list(range(start, start + len(variants_))))
-        start += len(variants_)
+    for count in tensors["counts"].tolist():
+        rows.append(list(range(start, start + count)))
+        start += count
     return LatentTable(tensors["means"], tensors["stds"], rows, [item.prompt for item in items])
 
 

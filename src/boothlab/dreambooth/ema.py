@@ -14,6 +14,10 @@ class AdapterEma:
         self.parameters, self.decay = dict(parameters), decay
         self.shadow = {name: value.detach().clone() for name, value in self.parameters.items()}
 
+    def take(self, average: Mapping[str, Tensor]) -> None:
+        """Go on from a saved average."""
+        self.shadow = {name: average[name].to(value.device, copy=True) for name, value in self.parameters.items()}
+
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Move the average after optimizer step `step` (from 1); early steps count more, as in diffusers' EMAModel."""

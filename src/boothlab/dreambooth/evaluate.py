@@ -28,6 +28,11 @@ class EvaluationPlan:
     metric_suffix: str
 
     @property
+    def all_prompts(self) -> tuple[str, ...]:
+        """Every prompt that is drawn."""
+        return (*self.prompts, self.class_prompt) if self.pres_images else self.prompts
+
+    @property
     def total(self) -> int:
         """Images an evaluation draws."""
         return len(self.prompts) * len(self.seeds) + self.pres_images

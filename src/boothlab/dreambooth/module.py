@@ -41,6 +41,7 @@ class DreamBoothModule(pl.LightningModule):
         self.checkpointing = gradient_checkpointing
         self.micro_step = resumed_at * accumulate
         self.latest: dict[str, Tensor] = {}
+        self.rates: dict[str, float] = {}
         self.trains_text = any(trainable(encoder) for encoder in backbone.text_encoders.values())
         self.tokens = {prompt: backbone.tokenize([prompt]) for prompt in data.prompts}
         with torch.no_grad():
@@ -188,6 +189,7 @@ class DreamBoothModule(pl.LightningModule):
         limit = self.optim_config.grad_clip
         norm = nn.utils.clip_grad_norm_(parameters, limit if limit is not None else float("inf"))
         self.latest["grad_norm"] = norm.detach()
+        self.rates = {group["name"]: group["lr"] for group in optimizer.param_groups}  # before the schedule moves on
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Nothing: checkpoints are written by `dreambooth/checkpoints.py` and hold the adapter, not the base model."""

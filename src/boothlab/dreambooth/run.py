@@ -33,7 +33,7 @@ SIGTERM_EXIT_CODE = 143
 
 @dataclass
 class TrainingRun:
-    """Everything a run needs, built; `build.py` makes it from a config."""
+    """Everything a run needs, built; `building/training.py` makes it from a config."""
 
     run_dir: Path
     module: DreamBoothModule
@@ -60,7 +60,7 @@ def _callbacks(run: TrainingRun, bar: Bar) -> list[pl.Callback]:
     config = run.trainer_config
     ema = EmaCallback(config.ema_decay) if config.ema_decay is not None else None
     log = LogCallback(run.tracker, config.log_every)
-    callbacks: list[pl.Callback] = [ResumeCallback(run.resume_from[0], ema)] if run.resume_from else []
+    callbacks: list[pl.Callback] = [ResumeCallback(run.resume_from[0], log, ema)] if run.resume_from else []
     callbacks += [*([ema] if ema else []), log, BarCallback(bar)]
     if run.evaluator is not None:
         callbacks.append(EvaluationCallback(run.evaluator, run.tracker, run.reporter, run.evaluate_every, log, ema))
@@ -101,10 +101,10 @@ def _restore_only(run: TrainingRun, callbacks: list[pl.Callback]) -> None:
     assert run.resume_from is not None
     optimizers = run.module.configure_optimizers()
     schedule = optimizers["lr_scheduler"]["scheduler"]
-    average = restore_checkpoint(run.resume_from[0], run.module, optimizers["optimizer"], schedule)
+    found = restore_checkpoint(run.resume_from[0], run.module, optimizers["optimizer"], schedule)
     for callback in callbacks:
-        if isinstance(callback, EmaCallback) and average:
-            callback.take(run.module, average)
+        if isinstance(callback, EmaCallback):
+            callback.take(run.module, found.average)
 
 
 def execute(run: TrainingRun, extra_callbacks: Sequence[pl.Callback] = ()) -> None:

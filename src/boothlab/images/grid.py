@@ -67,16 +67,19 @@ def build_grid(
     cell = min(cell, 256)
     label, size = round(cell * 1.55), max(12, cell // 9)
     shown = list(references)[: max(len(columns), 1)]
-    width = label + (cell + GAP) * max(len(columns), len(shown)) + GAP
+    title_width = round(_font(size + 2).getlength(title)) + 2 * GAP
+    width = max(label + (cell + GAP) * max(len(columns), len(shown)) + GAP, title_width)
     head, strip = size + 14, size + 8
-    height = head + (cell + GAP) + strip + len(rows) * (cell + GAP) + GAP
+    top = head + (cell + GAP if shown else 0)  # without references, no row is kept for them
+    height = top + strip + len(rows) * (cell + GAP) + GAP
     sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((GAP, 6), title, fill=INK, font=_font(size + 2))
-    _label(draw, "the subject's photos", GAP, head, cell, label - 2 * GAP, size)
+    if shown:
+        _label(draw, "the subject's photos", GAP, head, cell, label - 2 * GAP, size)
     for i, image in enumerate(shown):
         sheet.paste(_fit_cell(image, cell), (label + i * (cell + GAP), head))
-    y = head + cell + GAP
+    y = top
     for i, column in enumerate(columns):
         draw.text((label + i * (cell + GAP), y + 2), column, fill=FAINT, font=_font(size))
     y += strip

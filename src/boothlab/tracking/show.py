@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from boothlab.errors import UserError
 from boothlab.files import read_json
@@ -53,7 +54,7 @@ def _cells(values: list[float | None]) -> list[str]:
 def score_table(rows: list[Row]) -> Table:
     """The scored checkpoints of a history as a table; the best balanced row is marked."""
     scored = [row for row in rows if value_of(row, metrics.CLIP_I) is not None]
-    table = Table(title=f"scores{_encoders(scored)}", title_justify="left")
+    table = Table(title=Text(f"scores{_encoders(scored)}"), title_justify="left")
     table.add_column("step", justify="right")
     for label, _, _ in COLUMNS:
         table.add_column(label, justify="right")
@@ -80,6 +81,6 @@ def show_run(run_dir: Path, console: Console) -> None:
         console.print(score_table(rows))
     grids = sorted((run_dir / "samples").glob("step_*/grid.png"))
     if grids:
-        console.print(f"grid      {grids[-1]}")
-    console.print(f"adapter   {run_dir / 'lora' / 'pytorch_lora_weights.safetensors'}")
-    console.print(f"numbers   {run_dir / 'summary.json'}")
+        console.print(Text(f"grid      {grids[-1]}"))
+    console.print(Text(f"adapter   {run_dir / 'lora' / 'pytorch_lora_weights.safetensors'}"))
+    console.print(Text(f"numbers   {run_dir / 'summary.json'}"))

@@ -1,0 +1,136 @@
+"""The parts that more than one command needs: device, backbone, sampler, adapters, encoders, tracker."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from boothlab.config import (
+    Accelerator,
+    BackboneConfig,
+    EncodersConfig,
+    LoraConfig,
+    Precision,
+    SamplerConfig,
+    SubjectConfig,
+    TrackingConfig,
+)
+from boothlab.diffusion.backbone import DOLLHOUSE, Backbone, load_backbone
+from boothlab.diffusion.lora import attach, trainable
+from boothlab.diffusion.sampling import SamplerSettings
+from boothlab.errors import UserError
+from boothlab.evaluation.loading import CLIP_ID, DINO_ID, load_clip, load_dino
+from boothlab.evaluation.scoring import Scorer
+from boothlab.images.load import to_tensor
+from boothlab.progress import Reporter
+from boothlab.tracking.run import Tracker
+from boothlab.tracking.wandb import WandbOptions
+
+LIGHTNING_PRECISION = {Precision.fp32: "32-true", Precision.bf16: "bf16-mixed", Precision.fp16: "16-mixed"}
+DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
+
+
+def build_device(accelerator: Accelerator) -> torch.device:
+    """The torch device. Raises UserError when the one asked for is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    name = accelerator.value
+    if accelerator is Accelerator.auto:
+        name = next(name for name, found in there.items() if found)
+    if not there[name]:
+        raise UserError(f"accelerator={name}: this machine has none; use accelerator=auto or cpu")
+    if name == "cuda":  # what deterministic cuBLAS needs, and needs before its first use
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    return torch.device(name)
+
+
+def set_threads(threads: int | None) -> None:
+    """Pin torch's CPU threads, since another number can change the last bits."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def lightning_arguments(precision: Precision, device: torch.device) -> dict[str, Any]:
+    """Device and precision as Lightning wants them."""
+    return {
+        "accelerator": {"cuda": "gpu"}.get(device.type, device.type),
+        "devices": 1,
+        "precision": LIGHTNING_PRECISION[precision],
+    }
+
+
+def build_backbone(config: BackboneConfig, device: torch.device) -> Backbone:
+    """The frozen diffusion model on its device in its precision."""
+    if config.precision is Precision.fp16 and device.type == "cpu":
+        raise UserError("backbone.precision=fp16: CPUs have no float16 arithmetic worth using; use fp32 or bf16")
+    return load_backbone(
+        config.source,
+        name=config.name,
+        resolution=config.resolution,
+        device=device,
+        dtype=DTYPES[config.precision],
+        revision=config.revision,
+        variant=config.variant,
+    )
+
+
+def build_sampler_settings(config: SamplerConfig) -> SamplerSettings:
+    """How images are drawn."""
+    return SamplerSettings(
+        config.scheduler.value, config.steps, config.guidance_scale, config.negative_prompt, config.batch_size
+    )
+
+
+def attach_adapters(backbone: Backbone, config: LoraConfig, seed: int) -> dict[str, int]:
+    """Attach what the config asks for; returns the trainable parameters of each component."""
+    common: dict[str, Any] = {"rank": config.rank, "alpha": config.effective_alpha, "dropout": config.dropout}
+    common |= {"init": config.init.value, "seed": seed}
+    attach(backbone.unet, "unet", targets=config.unet_targets, **common)
+    if config.train_text_encoder:
+        for name, encoder in backbone.text_encoders.items():
+            attach(encoder, name, targets=config.text_encoder_targets, **common)
+    networks = {"unet": backbone.unet, **backbone.text_encoders}
+    return {name: sum(value.numel() for value in trainable(network).values()) for name, network in networks.items()}
+
+
+def scorer_suffix(config: EncodersConfig) -> str:
+    """What tells scores of other encoders from the published ones; empty for CLIP ViT-B/32 with DINO ViT-S/16."""
+    if (config.clip, config.dino) == (CLIP_ID, DINO_ID):
+        return ""
+    names = sorted({Path(source).name for source in (config.clip, config.dino)})
+    return "+".join(names)
+
+
+def build_scorer(
+    config: EncodersConfig, subject: SubjectConfig, images: Sequence[Image.Image], device: torch.device
+) -> Scorer:
+    """The frozen encoders with the subject's photos as references."""
+    sources = {
+        name: str(DOLLHOUSE / name) if source == "dollhouse" else source
+        for name, source in (("clip", config.clip), ("dino", config.dino))
+    }
+    clip = load_clip(sources["clip"], config.clip_revision, str(device))
+    dino = load_dino(sources["dino"], config.dino_revision, str(device))
+    return Scorer(clip, dino, [to_tensor(image) for image in images], subject.token, subject.class_noun)
+
+
+def build_tracker(
+    config: TrackingConfig, name: str, group: str, resolved: dict[str, Any], run_dir: Path, resume_step: int | None
+) -> Tracker:
+    """metrics.jsonl, its mirrors and W&B."""
+    options = WandbOptions(config.project, config.group or group, list(config.tags), name, config.wandb.value)
+    return Tracker(
+        run_dir,
+        mirrors=[mirror.value for mirror in config.mirrors],
+        wandb=options,
+        config=resolved,
+        resume_step=resume_step,
+    )
+
+
+def warn_of_long_prompts(backbone: Backbone, prompts: Sequence[str], reporter: Reporter) -> None:
+    """Name each prompt whose end the text encoder will not read (SimpleTuner #283)."""
+    for prompt, length, limit in backbone.truncated(sorted(set(prompts))):
+        reporter.warn(f"the text encoder reads {limit} tokens and cuts the last {length - limit} of {prompt!r}")

@@ -1,0 +1,132 @@
+"""The subject's photos, the class images and the latents of both."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+import boothlab
+from boothlab.cache import Cache
+from boothlab.config import SubjectConfig, TrainConfig
+from boothlab.diffusion.backbone import Backbone
+from boothlab.diffusion.sampling import SamplerSettings
+from boothlab.dollhouse.photos import parse_subject, write_photos
+from boothlab.dreambooth.data import LatentTable, TrainingData, TrainingImage, encode_images
+from boothlab.dreambooth.prior import class_images
+from boothlab.files import shown
+from boothlab.images.audit import Audit, audit_folder
+from boothlab.images.load import Crop, load_image
+from boothlab.progress import Reporter
+
+
+@dataclass
+class Subject:
+    """The subject's photos, audited and loaded, each with the prompt it is trained under."""
+
+    audit: Audit
+    items: list[TrainingImage]
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """The photos, upright RGB."""
+        return [item.image for item in self.items]
+
+
+def training_prompt(config: SubjectConfig, caption: str | None) -> str:
+    """The side-car caption if there is one, with the token before the class noun if it does not name it yet."""
+    if caption is None or not config.captions:
+        return config.instance_prompt
+    if f" {config.token} " in f" {caption} ":
+        return caption
+    if f" {config.class_noun} " in f" {caption} ":
+        return f" {caption} ".replace(f" {config.class_noun} ", f" {config.token} {config.class_noun} ", 1).strip()
+    return f"a {config.token} {config.class_noun}, {caption}"
+
+
+def build_subject(config: SubjectConfig, cache: Cache) -> Subject:
+    """Find, audit and load the photos; a dollhouse subject is rendered into the cache first."""
+    toy = parse_subject(config.images)
+    folder = Path(config.images).expanduser()
+    if toy is not None:
+        class_noun, index = toy
+        key = {"class": class_noun, "index": index, "count": config.count, "version": boothlab.__version__}
+        folder = cache.get_or_make_files(
+            "dollhouse-photos", key, lambda out: write_photos(out, class_noun, index, config.count)
+        )
+    audit = audit_folder(folder)
+    items = [
+        TrainingImage(load_image(photo.path), training_prompt(config, photo.caption), photo.sha256)
+        for photo in audit.accepted
+    ]
+    return Subject(audit, items)
+
+
+def fill(prompt: str, config: SubjectConfig) -> str:
+    """A prompt with {token} and {class} filled in."""
+    return prompt.replace("{token}", config.token).replace("{class}", config.class_noun)
+
+
+def say_what_the_audit_found(audit: Audit, reporter: Reporter) -> None:
+    """Name every file that is left out, and why."""
+    for path, reason in audit.rejected:
+        reporter.say(f"{shown(path)}: {reason}", tag="left out")
+    for warning in audit.warnings:
+        reporter.warn(warning)
+
+
+def build_prior(
+    config: TrainConfig, backbone: Backbone, cache: Cache, identity: dict[str, str], reporter: Reporter
+) -> list[TrainingImage]:
+    """The class images, drawn by the bare backbone or the user's own; none without prior preservation."""
+    prior, prompt = config.prior, fill(config.prior.class_prompt, config.subject)
+    if not prior.enabled:
+        return []
+    if prior.class_images is not None:
+        audit = audit_folder(Path(prior.class_images).expanduser())
+        say_what_the_audit_found(audit, reporter)
+        if len(audit.accepted) < prior.num_class_images:
+            wanted = f"prior.num_class_images={prior.num_class_images}"
+            reporter.warn(f"{shown(audit.folder)} has {len(audit.accepted)} class images, fewer than {wanted}")
+    else:
+        settings = SamplerSettings(
+            config.evaluation.sampler.scheduler.value,
+            prior.steps,
+            prior.guidance_scale,
+            batch_size=config.evaluation.sampler.batch_size,
+        )
+        with reporter.bar("drawing class images", prior.num_class_images) as bar:
+            audit = audit_folder(
+                class_images(
+                    backbone, prompt, prior.num_class_images, settings, config.seed, cache, identity, bar.advance
+                )
+            )
+    photos = audit.accepted[: prior.num_class_images]
+    return [TrainingImage(load_image(photo.path), prompt, photo.sha256) for photo in photos]
+
+
+def build_data(
+    config: TrainConfig,
+    backbone: Backbone,
+    subject: Subject,
+    prior: list[TrainingImage],
+    cache: Cache,
+    identity: dict[str, str],
+) -> TrainingData:
+    """Latents of the photos and of the class images, cached."""
+    vae = {name: digest for name, digest in identity.items() if name.startswith("vae/") or "/" not in name}
+
+    def table(items: list[TrainingImage], crop: Crop, flip: bool) -> LatentTable:
+        return encode_images(
+            backbone,
+            items,
+            crop=crop,
+            flip=flip,
+            variants=config.data.variants,
+            seed=config.seed,
+            cache=cache,
+            vae_identity=vae,
+        )
+
+    instance = table(subject.items, Crop(config.data.crop.value), config.data.flip)
+    class_table = table(prior, Crop.CENTER, False) if prior else None
+    return TrainingData(instance, class_table, config.data.batch_size, config.seed)

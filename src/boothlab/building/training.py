@@ -1,0 +1,181 @@
+"""A whole training run from its config, in the order that keeps its seed streams apart."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import boothlab
+from boothlab.building.parts import (
+    attach_adapters,
+    build_backbone,
+    build_device,
+    build_sampler_settings,
+    build_scorer,
+    build_tracker,
+    lightning_arguments,
+    scorer_suffix,
+    set_threads,
+    warn_of_long_prompts,
+)
+from boothlab.building.photos import Subject, build_data, build_prior, build_subject, fill, say_what_the_audit_found
+from boothlab.cache import Cache, cache_root
+from boothlab.config import NOT_HASHED, BackboneConfig, TrainConfig
+from boothlab.diffusion.backbone import Backbone, weights_identity
+from boothlab.diffusion.sampling import Sampler
+from boothlab.dreambooth.checkpoints import newest_checkpoint
+from boothlab.dreambooth.data import TrainingData, TrainingImage
+from boothlab.dreambooth.evaluate import EvaluationPlan, Evaluator
+from boothlab.dreambooth.module import DreamBoothModule
+from boothlab.dreambooth.run import TrainingRun
+from boothlab.errors import UserError
+from boothlab.files import clear_run, shown
+from boothlab.progress import Reporter
+from boothlab.tracking.manifest import config_hash, read_manifest, write_manifest
+from boothlab.tracking.run import Tracker
+
+
+def build_evaluator(
+    config: TrainConfig, backbone: Backbone, subject: Subject, run_dir: Path, device: torch.device
+) -> Evaluator | None:
+    """What draws and scores, or None when evaluation is off."""
+    if not config.evaluation.enabled:
+        return None
+    plan = EvaluationPlan(
+        prompts=tuple(fill(prompt, config.subject) for prompt in config.evaluation.prompts),
+        seeds=tuple(config.evaluation.seeds),
+        class_prompt=fill(config.prior.class_prompt, config.subject),
+        pres_images=config.evaluation.pres_images,
+        metric_suffix=scorer_suffix(config.encoders),
+    )
+    scorer = build_scorer(config.encoders, config.subject, subject.images, device)
+    sampler = Sampler(backbone, build_sampler_settings(config.evaluation.sampler))
+    return Evaluator(sampler, scorer, plan, subject.images, run_dir)
+
+
+def adapter_settings(config: TrainConfig, full_hash: str, run_dir: Path, step: int) -> dict[str, Any]:
+    """What the adapter file says about itself; `backbone` is what `boothlab sample` loads it on."""
+    return {
+        "boothlab_version": boothlab.__version__,
+        "run": run_dir.name,
+        "config_hash": full_hash,
+        "step": step,
+        "seed": config.seed,
+        "backbone": _backbone_settings(config.backbone),
+        "rank": config.lora.rank,
+        "alpha": config.lora.effective_alpha,
+        "train_text_encoder": config.lora.train_text_encoder,
+        "token": config.subject.token,
+        "class_noun": config.subject.class_noun,
+        "instance_prompt": config.subject.instance_prompt,
+        "prior_preservation": config.prior.enabled,
+        "lr": config.optim.lr,
+    }
+
+
+def _backbone_settings(config: BackboneConfig) -> dict[str, Any]:
+    return {**vars(config), "precision": config.precision.value}
+
+
+def _build_module(
+    config: TrainConfig, backbone: Backbone, data: TrainingData, resume: tuple[Path, int] | None
+) -> DreamBoothModule:
+    if config.trainer.gradient_checkpointing:
+        backbone.unet.enable_gradient_checkpointing()
+    return DreamBoothModule(
+        backbone,
+        data,
+        config.optim,
+        config.loss,
+        prior_weight=config.prior.weight,
+        dropout=config.lora.dropout,
+        accumulate=config.trainer.accumulate,
+        max_steps=config.trainer.max_steps,
+        seed=config.seed,
+        gradient_checkpointing=config.trainer.gradient_checkpointing,
+        resumed_at=resume[1] if resume else 0,
+    )
+
+
+def _refuse_other_inputs(run_dir: Path, inputs: Mapping[str, str], backbone: Mapping[str, str]) -> None:
+    """A run may only be resumed with the photos and weights it was begun with. Raises UserError."""
+    begun = read_manifest(run_dir) if (run_dir / "manifest.json").exists() else {}
+    before = {**begun.get("inputs", {}), **(begun.get("weights", {}).get("backbone") or {})}
+    now = {**{Path(path).as_posix(): digest for path, digest in inputs.items()}, **backbone}
+    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    if before and changed:
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise UserError(
+            f"{shown(run_dir)} cannot be resumed: {shown(changed[0])}{more} changed since it was begun; "
+            "paths.overwrite=true starts it anew"
+        )
+
+
+def build_training_run(
+    config: TrainConfig, resolved: dict[str, Any], run_dir: Path, command: Sequence[str], reporter: Reporter
+) -> TrainingRun:
+    """Everything one training run needs; writes the manifest."""
+    set_threads(config.trainer.threads)
+    device, cache = build_device(config.trainer.accelerator), Cache(cache_root(config.paths.cache))
+    subject = build_subject(config.subject, cache)
+    say_what_the_audit_found(subject.audit, reporter)
+    backbone = build_backbone(config.backbone, device)
+    identity = weights_identity(config.backbone.source, config.backbone.revision)
+    evaluator = build_evaluator(config, backbone, subject, run_dir, device)
+    prior = build_prior(config, backbone, cache, identity, reporter)
+    data = build_data(config, backbone, subject, prior, cache, identity)
+    warn_of_long_prompts(backbone, [*data.prompts, *(evaluator.plan.all_prompts if evaluator else ())], reporter)
+    counts = attach_adapters(backbone, config.lora, config.seed)
+    if config.paths.overwrite:  # only now: whatever is wrong with the input is known, and nothing was lost by it
+        clear_run(run_dir)
+    resume = newest_checkpoint(run_dir)
+    inputs, full_hash = _inputs(subject, prior), config_hash(resolved, NOT_HASHED)
+    if resume:
+        _refuse_other_inputs(run_dir, inputs, identity)
+        reporter.say(f"resuming after step {resume[1]}")
+    module = _build_module(config, backbone, data, resume)
+    write_manifest(
+        run_dir,
+        resolved_config=resolved,
+        config_hash=full_hash,
+        seed=config.seed,
+        inputs=inputs,
+        weights={"backbone": identity, **_encoder_names(evaluator)},
+        command=command,
+        device=str(device),
+    )
+    resume_step = resume[1] if resume else None
+    tracker = build_tracker(config.tracking, run_dir.name, config.experiment, resolved, run_dir, resume_step)
+    _note_counts(tracker, counts, subject, prior)
+    return TrainingRun(
+        run_dir=run_dir,
+        module=module,
+        evaluator=evaluator,
+        trainer_config=config.trainer,
+        evaluate_every=config.evaluation.every or config.trainer.checkpoint_every,
+        lightning=lightning_arguments(config.backbone.precision, device),
+        tracker=tracker,
+        reporter=reporter,
+        settings=lambda step: adapter_settings(config, full_hash, run_dir, step),
+        resume_from=resume,
+    )
+
+
+def _note_counts(tracker: Tracker, trained: dict[str, int], subject: Subject, prior: Sequence[TrainingImage]) -> None:
+    tracker.note("counts", {f"trainable_parameters/{name}": count for name, count in trained.items()})
+    tracker.note(
+        "counts",
+        {"photos": len(subject.items), "class_images": len(prior), "rejected_files": len(subject.audit.rejected)},
+    )
+
+
+def _inputs(subject: Subject, prior: Sequence[TrainingImage]) -> dict[str, str]:
+    photos = {str(photo.path): photo.sha256 for photo in subject.audit.accepted}
+    return photos | {f"class_images/{index:04d}": item.sha256 for index, item in enumerate(prior)}
+
+
+def _encoder_names(evaluator: Evaluator | None) -> dict[str, str]:
+    if evaluator is None:
+        return {}
+    return {"clip": evaluator.scorer.clip.name, "dino": evaluator.scorer.dino.name}
