@@ -10,6 +10,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -18,8 +19,8 @@ import torch.nn.functional as F
 
 from boothlab.building import build_training_run
 from boothlab.compose.run import compose
-from boothlab.compose.typed import load
 from boothlab.compose.schemas import SCHEMAS
+from boothlab.compose.typed import load
 from boothlab.dreambooth.callbacks import StepCallback
 from boothlab.dreambooth.module import DreamBoothModule
 from boothlab.dreambooth.run import TrainingRun, execute
@@ -75,7 +76,7 @@ def measure(overrides: list[str], steps: int) -> tuple[float, float]:
         clock = Clock()
         with run.tracker:
             execute(run, extra_callbacks=[clock])
-        ours = [after - before for before, after in zip(clock.times, clock.times[1:], strict=False)]
+        ours = [after - before for before, after in pairwise(clock.times)]
         step, bare = bare_step(run.module), []
         for _ in range(steps):
             started = time.perf_counter()

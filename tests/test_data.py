@@ -55,7 +55,13 @@ class CountingBackbone:
 
 
 def encode(backbone: Any, items: list[TrainingImage], cache: Cache, **changes: Any) -> LatentTable:
-    settings: dict[str, Any] = {"crop": Crop.RANDOM, "flip": False, "variants": 4, "seed": 0, "vae_identity": {"v": "1"}}
+    settings: dict[str, Any] = {
+        "crop": Crop.RANDOM,
+        "flip": False,
+        "variants": 4,
+        "seed": 0,
+        "vae_identity": {"v": "1"},
+    }
     return encode_images(backbone, items, cache=cache, **(settings | changes))
 
 

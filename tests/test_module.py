@@ -111,9 +111,7 @@ def test_the_loss_is_the_textbooks(prediction_type: str, batch: int, monkeypatch
 
 
 @pytest.mark.parametrize(("prediction_type", "expected"), [("epsilon", 2.89), ("v_prediction", 7.29)])
-def test_the_loss_of_one_pixel_by_hand(
-    prediction_type: str, expected: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_loss_of_one_pixel_by_hand(prediction_type: str, expected: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """x = 2, n = -1, a = 0.64: noisy = 0.8 x + 0.6 n = 1, predicted 0.7; n = -1 and v = 0.8 n - 0.6 x = -2."""
     module = module_of(StubBackbone(prediction_type), batch=1)
     module.backbone.noise_scheduler.alphas_cumprod = torch.full((1000,), 0.64)

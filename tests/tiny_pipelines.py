@@ -20,8 +20,9 @@ from diffusers import (
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from boothlab.diffusion.backbone import Backbone, load_backbone, quiet
+from boothlab.diffusion.backbone import Backbone, load_backbone
 from boothlab.dollhouse.architectures import MAX_TOKENS, build_tokenizer
+from boothlab.quiet import quiet_libraries
 
 RESOLUTION = 32
 NOISE: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
@@ -145,7 +146,7 @@ BUILDERS: dict[str, Callable[[Path], None]] = {"sd15": build_sd15, "sd21": build
 
 def build(name: str, folder: Path, seed: int = 0) -> Path:
     """Write one tiny pipeline; the same seed gives the same weights, and the global generator is left alone."""
-    with torch.random.fork_rng(devices=[]), quiet():
+    with torch.random.fork_rng(devices=[]), quiet_libraries():
         torch.manual_seed(seed)
         BUILDERS[name](folder)
     _as_on_the_hub(folder)
@@ -159,7 +160,7 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> Backbone:
 
 def plain_pipeline(folder: Path, scheduler: str = "DDIMScheduler", **changes: Any) -> Any:
     """The pipeline as a user of diffusers alone loads it, with one of its schedulers."""
-    with quiet():
+    with quiet_libraries():
         extra = {} if folder.name == "sdxl" else {"safety_checker": None}
         pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, **extra)
         pipeline.scheduler = getattr(diffusers, scheduler).from_config(pipeline.scheduler.config, **changes)

@@ -29,6 +29,7 @@ TIMINGS = {metrics.SAMPLING_SECONDS, metrics.SCORING_SECONDS, metrics.TRAIN_STEP
 PROMPT = "a photo of a {token} {class}"
 SMALL = (
     "backbone.name=tiny",
+    "subject.images=dollhouse:robot/1",
     "subject.count=3",
     "lora.rank=2",
     "optim.lr=0.02",

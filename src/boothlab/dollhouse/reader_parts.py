@@ -27,7 +27,7 @@ from boothlab.dollhouse.scenes import ToyScene, render, sample_subject, sample_t
 class Clip(Part):
     """The miniature CLIP: symmetric InfoNCE between pictures and prompts."""
 
-    name, batch_size, peak_lr = "clip", 192, 1e-3
+    name, batch_size, peak_lr = "clip", 96, 1e-3
 
     def __init__(self, seed: int, device: str):
         super().__init__(seed, device)
@@ -65,7 +65,7 @@ class Clip(Part):
 class Dino(Part):
     """The ViT in DINO's place: two pictures of one individual in different places belong together (NT-Xent)."""
 
-    name, batch_size, peak_lr = "dino", 128, 1e-3
+    name, batch_size, peak_lr = "dino", 48, 1e-3
     temperature = 0.07
 
     def __init__(self, seed: int, device: str):

@@ -66,13 +66,13 @@ class EmaCallback(StepCallback):
 class ResumeCallback(pl.Callback):
     """Puts a checkpoint back before the first step."""
 
-    def __init__(self, folder: Path, log: "LogCallback", ema: EmaCallback | None):
-        self.folder, self.log, self.ema = folder, log, ema
+    def __init__(self, folder: Path, clock: "LogCallback", ema: EmaCallback | None):
+        self.folder, self.clock, self.ema = folder, clock, ema
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         schedule = trainer.lr_scheduler_configs[0].scheduler
         found = restore_checkpoint(self.folder, module, trainer.optimizers[0], schedule)
-        self.log.window = found.log_window
+        self.clock.window = found.log_window
         if self.ema:
             self.ema.take(module, found.average)
 

@@ -84,18 +84,19 @@ class DreamBoothModule(pl.LightningModule):
         divisor_B = snr_B + 1 if self.backbone.prediction_type == "v_prediction" else snr_B
         return snr_B.clamp(max=gamma) / divisor_B.clamp(min=1e-20)
 
-    def _two_streams(self, stream: Stream) -> tuple[torch.Generator, torch.Generator]:
+    def _two_streams(self, *names: str) -> tuple[torch.Generator, torch.Generator]:
         """Subject and class samples draw apart, so that prior preservation does not change what the subject sees."""
-        return generator(self.seed, stream, self.micro_step, "instance"), generator(
-            self.seed, stream, self.micro_step, "prior"
+        ours, theirs = (
+            generator(self.seed, names[0], self.micro_step, *names[1:], who) for who in ("instance", "prior")
         )
+        return ours, theirs
 
-    def _normal(self, shape: torch.Size, num_instance: int, stream: Stream) -> Tensor:
-        ours, theirs = self._two_streams(stream)
-        parts = [torch.randn((num_instance, *shape[1:]), generator=ours)]
-        if shape[0] > num_instance:
-            parts.append(torch.randn((shape[0] - num_instance, *shape[1:]), generator=theirs))
-        return torch.cat(parts).to(self.device)
+    def _normal(self, shape: tuple[int, ...], num_instance: int, *names: str) -> Tensor:
+        ours, theirs = self._two_streams(*names)
+        subject = torch.randn((num_instance, *shape[1:]), generator=ours)
+        return torch.cat([subject, torch.randn((shape[0] - num_instance, *shape[1:]), generator=theirs)]).to(
+            self.device
+        )
 
     def sample_latents(self, batch: Batch) -> Tensor:
         """Latents drawn from the cached posteriors, [B, C, h, w]."""
@@ -106,17 +107,9 @@ class DreamBoothModule(pl.LightningModule):
         """Gaussian noise, plus a constant per channel when `noise_offset` is set."""
         noise_BCHW = self._normal(latents_BCHW.shape, num_instance, Stream.NOISE)
         if self.loss_config.noise_offset > 0:
-            flat = torch.Size((*latents_BCHW.shape[:2], 1, 1))
-            ours, theirs = (
-                generator(self.seed, Stream.NOISE, self.micro_step, "offset", n) for n in ("instance", "prior")
-            )
-            offset = torch.cat(
-                [
-                    torch.randn((num_instance, *flat[1:]), generator=ours),
-                    torch.randn((flat[0] - num_instance, *flat[1:]), generator=theirs),
-                ]
-            )
-            noise_BCHW = noise_BCHW + self.loss_config.noise_offset * offset.to(self.device)
+            flat = (*latents_BCHW.shape[:2], 1, 1)
+            offset_BC11 = self._normal(flat, num_instance, Stream.NOISE, "offset")
+            noise_BCHW = noise_BCHW + self.loss_config.noise_offset * offset_BC11
         return noise_BCHW
 
     def draw_timesteps(self, size: int, num_instance: int) -> Tensor:
