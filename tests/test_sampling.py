@@ -1,6 +1,5 @@
 """Drawing images: each from its own seed, as plain diffusers draws it, leaving everything else as it was."""
 
-import importlib.util
 import logging
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -24,13 +23,7 @@ REQUESTS = [
     Request("", 2**40),
     Request("a red car", 0),
 ]
-HAS_SCIPY = importlib.util.find_spec("scipy") is not None
-NAMES = [
-    pytest.param(
-        s.value, marks=pytest.mark.skipif(s.value == "lms" and not HAS_SCIPY, reason="diffusers' lms needs scipy")
-    )
-    for s in NoiseScheduler
-]
+NAMES = [scheduler.value for scheduler in NoiseScheduler]
 DPMPP = {"algorithm_type": "dpmsolver++"}
 PLAIN: list[tuple[str, str, dict[str, Any]]] = [
     ("ddim", "DDIMScheduler", {}),
@@ -237,15 +230,9 @@ def test_an_unknown_sampler_fails_before_anything_is_drawn(sd15: Backbone) -> No
         Sampler(sd15, SamplerSettings("dpm", 2, 5.0))
 
 
-@pytest.mark.skipif(HAS_SCIPY, reason="scipy is there")
-def test_lms_without_scipy_says_what_to_install(sd15: Backbone) -> None:
-    with pytest.raises(UserError, match="pip install scipy"):
-        Sampler(sd15, SamplerSettings("lms", 2, 5.0))
-
-
 def test_a_sampler_keeps_the_models_own_noise_schedule(pipelines: dict[str, Path]) -> None:
     backbone = load(pipelines["sd21"])
-    for name in sorted(set(SAMPLERS) - {"lms"}):
+    for name in sorted(SAMPLERS):
         config = build_sampler(name, backbone.pipeline.scheduler.config).config
         assert config.prediction_type == "v_prediction"
         assert (config.beta_start, config.beta_end, config.beta_schedule) == (0.00085, 0.012, "scaled_linear")

@@ -80,7 +80,6 @@ class NoiseScheduler(Enum):
     euler = "euler"
     euler_a = "euler_a"
     heun = "heun"
-    lms = "lms"
     pndm = "pndm"
     unipc = "unipc"
 

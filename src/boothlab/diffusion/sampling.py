@@ -10,7 +10,7 @@ import diffusers
 import torch
 from torch import Tensor
 
-from boothlab.diffusion.backbone import Backbone, TextEmbedding, first_line
+from boothlab.diffusion.backbone import Backbone, TextEmbedding
 from boothlab.errors import UserError
 from boothlab.quiet import quiet_libraries
 
@@ -24,7 +24,6 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "euler": ("EulerDiscreteScheduler", {}),
     "euler_a": ("EulerAncestralDiscreteScheduler", {}),
     "heun": ("HeunDiscreteScheduler", {}),
-    "lms": ("LMSDiscreteScheduler", {}),
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
     "unipc": ("UniPCMultistepScheduler", {}),
 }
@@ -50,22 +49,12 @@ class Request:
 
 
 def build_sampler(name: str, config: Any) -> Any:
-    """A diffusers scheduler by our name, on the model's own noise schedule.
-
-    Raises UserError for an unknown name, and for one that needs a library which is not installed (lms: scipy).
-    """
+    """A diffusers scheduler by our name, on the model's own noise schedule. Raises UserError for an unknown name."""
     if name not in SAMPLERS:
         raise UserError(f"scheduler={name}: is not known; choose one of {', '.join(SAMPLERS)}")
     class_name, changes = SAMPLERS[name]
-    try:
-        with quiet_libraries():
-            return getattr(diffusers, class_name).from_config(config, **changes)
-    except ImportError as error:
-        raise UserError(f"scheduler={name}: {_needs(error)}, or choose another sampler") from error
-
-
-def _needs(error: ImportError) -> str:
-    return "needs scipy; pip install scipy" if "scipy" in str(error) else first_line(error)
+    with quiet_libraries():
+        return getattr(diffusers, class_name).from_config(config, **changes)
 
 
 class Sampler:
