@@ -12,7 +12,7 @@ import boothlab
 ROOT = Path(boothlab.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
-BASE = {"errors", "files", "seeding", "progress"}
+BASE = {"errors", "files", "seeding", "progress", "quiet"}
 PARTS = {"dollhouse", "diffusion", "evaluation", "images", "tracking", "cache", "config"} | BASE
 
 #: what each part may import besides itself; a new part needs a line here
@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": {"errors"},
     "seeding": {"errors"},
     "progress": {"errors"},
+    "quiet": set(),
     "config": {"errors"},
     "cache": {"errors", "files"},
     "images": BASE,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from boothlab.dollhouse.photos import write_photos
 from boothlab.dreambooth.checkpoints import newest_checkpoint
 from training_runs import ADAPTER, Lab, history, same_adapter, stopped_after, summary
 
@@ -124,7 +125,7 @@ def test_photos_that_changed_meanwhile_are_refused(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     photos = tmp_path / "photos"
-    shutil.copytree(next((lab.folder / "cache" / "dollhouse-photos").glob("*/files")), photos)
+    write_photos(photos, "robot", 1, 3)
     extra = (f"subject.images={photos}", "evaluation.enabled=false")
     stopped = stop(lab, "changed", 3, monkeypatch, *extra)
     before = (stopped / "metrics.jsonl").read_bytes()
@@ -166,3 +167,18 @@ def test_a_killed_process_goes_on_where_it_was(how: signal.Signals, lab: Lab) ->
     run_dir = lab.train(how.name, *extra)
     assert same_adapter(straight, run_dir)
     assert history(straight) == history(run_dir)
+
+
+def test_a_finished_run_says_when_a_photo_has_changed(
+    lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "photos"
+    write_photos(photos, "robot", 1, 3)
+    extra = (f"subject.images={photos}", "evaluation.enabled=false")
+    lab.train("finished", *extra)
+    (photos / "photo_02.png").write_bytes((photos / "photo_01.png").read_bytes())
+    capsys.readouterr()
+    lab.train("finished", *extra)
+    printed = capsys.readouterr().err
+    assert f"warning {photos}/photo_02.png has changed since" in printed
+    assert printed.count("warning") == 1

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from boothlab.cli import main
 from boothlab.diffusion.lora import trainable
 from boothlab.dreambooth.callbacks import StepCallback
 from boothlab.dreambooth.checkpoints import adapter_parameters
@@ -225,3 +226,30 @@ def test_a_row_of_losses_is_the_mean_since_the_last(lab: Lab, straight: Path) ->
     each = {step: row[metrics.TRAIN_LOSS] for step, row in history(straight) if metrics.TRAIN_LOSS in row}
     found = {step: row[metrics.TRAIN_LOSS] for step, row in history(other)}
     assert found == pytest.approx({3: (each[1] + each[2] + each[3]) / 3, 4: each[4]})
+
+
+def test_several_runs_at_once_and_a_second_time_none(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    for again in (False, True):
+        capsys.readouterr()
+        assert main(["train", "-m", "seed=0,1", *lab.overrides("many", "evaluation.enabled=false")]) == 0
+        assert capsys.readouterr().err.count("finished already") == (2 if again else 0)
+    runs = sorted((lab.folder / "many").glob("*/tiny-*"))
+    assert [run.name[-3:] for run in runs] == ["-s0", "-s1"]
+    assert runs[0].name[:-1] == runs[1].name[:-1]  # one setting, two seeds
+    assert not same_adapter(*runs)
+
+
+@pytest.mark.slow
+def test_every_mirror_takes_what_a_run_logs(
+    lab: Lab, straight: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+        monkeypatch.setenv(name, str(lab.folder / "wandb"))
+    run_dir = lab.train("mirrors", "tracking.wandb=offline", "tracking.mirrors=[csv,tensorboard]")
+    printed = capsys.readouterr()
+    assert "is off for" not in printed.out + printed.err
+    assert list(run_dir.rglob("*.wandb"))
+    assert list((run_dir / "tensorboard").iterdir())
+    with (run_dir / "metrics.csv").open(encoding="utf-8") as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == [step for step, _ in history(run_dir)]
+    assert same_adapter(straight, run_dir)

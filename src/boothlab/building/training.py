@@ -98,11 +98,16 @@ def _build_module(
     )
 
 
-def _refuse_other_inputs(run_dir: Path, inputs: Mapping[str, str], backbone: Mapping[str, str]) -> None:
-    """A run may only be resumed with the photos and weights it was begun with. Raises UserError."""
+def _resume_point(
+    run_dir: Path, inputs: Mapping[str, str], backbone: Mapping[str, str], reporter: Reporter
+) -> tuple[Path, int] | None:
+    """The newest whole checkpoint with its step. Raises UserError if photos or weights are not those it began with."""
+    resume = newest_checkpoint(run_dir)
+    if resume is None:
+        return None
     begun = read_manifest(run_dir) if (run_dir / "manifest.json").exists() else {}
-    before = {**begun.get("inputs", {}), **(begun.get("weights", {}).get("backbone") or {})}
-    now = {**{Path(path).as_posix(): digest for path, digest in inputs.items()}, **backbone}
+    before = {**_by_name(begun.get("inputs", {})), **(begun.get("weights", {}).get("backbone") or {})}
+    now = {**_by_name(inputs), **backbone}
     changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if before and changed:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
@@ -110,6 +115,13 @@ def _refuse_other_inputs(run_dir: Path, inputs: Mapping[str, str], backbone: Map
             f"{shown(run_dir)} cannot be resumed: {shown(changed[0])}{more} changed since it was begun; "
             "paths.overwrite=true starts it anew"
         )
+    reporter.say(f"resuming after step {resume[1]}")
+    return resume
+
+
+def _by_name(inputs: Mapping[str, str]) -> dict[str, str]:
+    """Without the folder: photos that were moved, or lie in another cache, are the same photos."""
+    return {Path(path).name: digest for path, digest in inputs.items()}
 
 
 def build_training_run(
@@ -127,13 +139,10 @@ def build_training_run(
     data = build_data(config, backbone, subject, prior, cache, identity)
     warn_of_long_prompts(backbone, [*data.prompts, *(evaluator.plan.all_prompts if evaluator else ())], reporter)
     counts = attach_adapters(backbone, config.lora, config.seed)
+    inputs, full_hash = _inputs(subject, prior), config_hash(resolved, NOT_HASHED)
     if config.paths.overwrite:  # only now: whatever is wrong with the input is known, and nothing was lost by it
         clear_run(run_dir)
-    resume = newest_checkpoint(run_dir)
-    inputs, full_hash = _inputs(subject, prior), config_hash(resolved, NOT_HASHED)
-    if resume:
-        _refuse_other_inputs(run_dir, inputs, identity)
-        reporter.say(f"resuming after step {resume[1]}")
+    resume = _resume_point(run_dir, inputs, identity, reporter)
     module = _build_module(config, backbone, data, resume)
     write_manifest(
         run_dir,

@@ -8,7 +8,7 @@ from boothlab.commands.help import HelpPage, asks_for_help, print_help
 from boothlab.compose.run import run as run_composed
 from boothlab.config import NOT_HASHED, TrainConfig
 from boothlab.errors import UserError
-from boothlab.files import shown
+from boothlab.files import sha256_file, shown
 from boothlab.progress import Reporter
 from boothlab.tracking.manifest import config_hash, read_manifest
 
@@ -45,6 +45,7 @@ def _train(config: TrainConfig, resolved: dict[str, Any], run_dir: Path) -> dict
         _refuse_another_run(run_dir, resolved)
         if summary := finished_summary(run_dir):
             reporter.say(f"{run_dir} (paths.overwrite=true runs it again)", tag="finished already", style="green")
+            _warn_of_changed_photos(run_dir, reporter)
             show_run(run_dir, reporter.console)
             return summary
     reporter.say(f"run folder {run_dir}")
@@ -53,6 +54,13 @@ def _train(config: TrainConfig, resolved: dict[str, Any], run_dir: Path) -> dict
         execute(run)
     show_run(run_dir, reporter.console)
     return finished_summary(run_dir) or {}
+
+
+def _warn_of_changed_photos(run_dir: Path, reporter: Reporter) -> None:
+    """The config names a folder, so a photo replaced in it leaves the run's identity as it was: say so at least."""
+    for name, digest in read_manifest(run_dir)["inputs"].items():
+        if Path(name).is_file() and sha256_file(name) != digest:
+            reporter.warn(f"{shown(name)} has changed since; paths.overwrite=true runs it with the new one")
 
 
 def _refuse_another_run(run_dir: Path, resolved: dict[str, Any]) -> None:

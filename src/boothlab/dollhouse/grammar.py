@@ -144,8 +144,10 @@ def _room_prompt(scene: RoomScene, rng: np.random.Generator, keep: float) -> str
     return _with_article(text)
 
 
-def random_prompt(scene: Scene, rng: np.random.Generator, keep: float = 0.75, rare: float = 0.04) -> str:
-    """A prompt that says each fact of a scene with probability `keep`.
+def random_prompt(
+    scene: Scene, rng: np.random.Generator, keep: float = 0.75, rare: float = 0.04, noun: float = 0.97
+) -> str:
+    """A prompt that says each fact of a scene with probability `keep`, and a toy's class with probability `noun`.
 
     Now and then (`rare`) a rare word stands before the noun, as a subject's identifier will in DreamBooth: the
     miniature must have seen that such a word says nothing about the picture.
@@ -160,7 +162,7 @@ def random_prompt(scene: Scene, rng: np.random.Generator, keep: float = 0.75, ra
         for name in ("color", "pattern", "accessory", "place", "time", "lamp")
         if (value := getattr(known, name)) and rng.random() < keep
     }
-    class_noun = known.class_noun if rng.random() < 0.97 else None
+    class_noun = known.class_noun if rng.random() < noun else None
     token = RARE_WORDS[int(rng.integers(len(RARE_WORDS)))] if rng.random() < rare else ""
     return toy_prompt(Facts(class_noun=class_noun, **said), opening, token)
 

@@ -38,7 +38,8 @@ class Clip(Part):
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         rng = self._rng(step)
         scenes = [training_scene(rng) for _ in range(self.batch_size)]
-        prompts = [random_prompt(scene, rng, keep=0.8) for scene in scenes]
+        # From one word to everything: zero-shot reading asks with prompts that say a single thing.
+        prompts = [random_prompt(scene, rng, keep=float(rng.uniform(0.1, 1.0)), noun=0.85) for scene in scenes]
         tokens = self.tokenizer(
             prompts, padding="max_length", max_length=shapes.MAX_TOKENS, truncation=True, return_tensors="pt"
         )

@@ -11,7 +11,7 @@ import torch
 
 from boothlab.dreambooth.checkpoints import adapter_parameters, restore_checkpoint, save_checkpoint
 from boothlab.dreambooth.ema import AdapterEma
-from boothlab.dreambooth.evaluate import Evaluated, Evaluator
+from boothlab.dreambooth.evaluate import HEADLINE, Evaluated, Evaluator
 from boothlab.dreambooth.module import DreamBoothModule
 from boothlab.progress import Bar, Reporter
 from boothlab.tracking import metrics
@@ -160,10 +160,7 @@ class EvaluationCallback(StepCallback):
 
     def _line(self, step: int, found: Evaluated) -> str:
         overall = found.result.overall
-        scores = "  ".join(
-            f"{label} {overall[name]:.3f}"
-            for label, name in (("CLIP-I", "clip_i"), ("DINO", "dino"), ("CLIP-T", "clip_t"))
-        )
+        scores = "  ".join(f"{label} {overall[name]:.3f}" for label, name in HEADLINE)
         return f"step {step:>5}  {scores}  ({found.scalars[metrics.SAMPLING_SECONDS]:.1f} s drawing)"
 
 

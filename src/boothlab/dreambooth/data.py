@@ -62,6 +62,16 @@ def variants_of(
     return list(found.items())
 
 
+def _pixels(
+    items: Sequence[TrainingImage], resolution: int, crop: Crop, flip: bool, variants: int, seed: int, counts: list[int]
+) -> Iterator[Tensor]:
+    """Every variant of every picture, one after the other; notes in `counts` how many each picture has."""
+    for item in items:
+        cut = variants_of(item, resolution, crop, flip, variants, seed)
+        counts.append(len(cut))
+        yield from (pixels_CHW for _, pixels_CHW in cut)
+
+
 def encode_images(
     backbone: Backbone,
     items: Sequence[TrainingImage],
@@ -75,16 +85,10 @@ def encode_images(
     batch_size: int = 16,
 ) -> LatentTable:
     """Encode every variant of every picture once; the cache is keyed by content, preprocessing and the VAE's hash."""
-    counts: list[int] = []
-
-    def pixels() -> Iterator[Tensor]:
-        for item in items:
-            cut = variants_of(item, backbone.resolution, crop, flip, variants, seed)
-            counts.append(len(cut))
-            yield from (pixels_CHW for _, pixels_CHW in cut)
 
     def make() -> dict[str, Tensor]:
-        stream, parts = pixels(), []
+        counts: list[int] = []
+        stream, parts = _pixels(items, backbone.resolution, crop, flip, variants, seed, counts), []
         while batch := list(islice(stream, batch_size)):  # a few at a time: all variants at 1024 pixels take gigabytes
             parts.append(backbone.encode_images(torch.stack(batch)))
         return {
@@ -96,15 +100,11 @@ def encode_images(
     chance = crop is Crop.RANDOM or flip
     key = {
         "images": [item.sha256 for item in items],
-        "preprocessing": PREPROCESSING,
-        "crop": crop.value,
-        "flip": flip,
-        "variants": variants if chance else 1,
-        "seed": seed if chance else None,
-        "resolution": backbone.resolution,
+        "preprocessing": {"recipe": PREPROCESSING, "crop": crop.value, "flip": flip, "resolution": backbone.resolution},
+        "chance": {"variants": variants, "seed": seed} if chance else None,
         "vae": dict(vae_identity),
-        "device": backbone.device.type,
-        "threads": torch.get_num_threads(),  # another thread count changes the last bits, and a rerun must be exact
+        # Another thread count or device changes the last bits, and a rerun must be exact.
+        "numerics": {"device": backbone.device.type, "threads": torch.get_num_threads()},
     }
     tensors = cache.get_or_make("latents", key, make)
     rows, start = [], 0

@@ -16,6 +16,9 @@ from boothlab.files import write_json, write_text
 from boothlab.images.grid import build_grid, save_png, to_pil
 from boothlab.tracking import metrics
 
+HEADLINE = (("CLIP-I", "clip_i"), ("DINO", "dino"), ("CLIP-T", "clip_t"))
+"""The scores of a one-line report: label and name in a result."""
+
 
 @dataclass(frozen=True)
 class EvaluationPlan:
@@ -122,7 +125,7 @@ class Evaluator:
             (prompt, [to_pil(image.pixels_CHW) for image in images if image.prompt_index == index])
             for index, prompt in enumerate(self.plan.prompts)
         ]
-        numbers = "   ".join(f"{name} {result.overall[name]:.3f}" for name in ("clip_i", "dino", "clip_t"))
+        numbers = "   ".join(f"{label} {result.overall[name]:.3f}" for label, name in HEADLINE)
         title = f"step {step}   {numbers}" + (
             f"   ({self.plan.metric_suffix} encoders)" if self.plan.metric_suffix else ""
         )
