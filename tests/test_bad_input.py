@@ -203,6 +203,7 @@ def test_a_prompt_the_text_encoder_cannot_read_to_its_end_is_named(
     assert long in line
 
 
+@pytest.mark.slow
 def test_fewer_class_images_than_asked_for_is_said(
     lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -255,6 +256,7 @@ def test_a_loss_that_is_no_number_fails_the_run_and_says_where(
     assert [step for step, _ in history(run_dir)] == [1]
 
 
+@pytest.mark.slow
 def test_overwriting_with_bad_input_costs_nothing(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     """The earlier run is removed only when the new one is sure to start."""
     run_dir = lab.train("kept", *FAST)

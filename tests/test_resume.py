@@ -107,6 +107,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(
     assert "passed over" in caplog.messages[0]
 
 
+@pytest.mark.slow
 def test_a_run_with_a_truncated_newest_checkpoint_ends_the_same(
     lab: Lab, straight: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,6 +122,7 @@ def test_a_run_with_a_truncated_newest_checkpoint_ends_the_same(
     assert history(straight) == history(stopped)
 
 
+@pytest.mark.slow
 def test_photos_that_changed_meanwhile_are_refused(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -169,6 +171,7 @@ def test_a_killed_process_goes_on_where_it_was(how: signal.Signals, lab: Lab) ->
     assert history(straight) == history(run_dir)
 
 
+@pytest.mark.slow
 def test_a_finished_run_says_when_a_photo_has_changed(
     lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,7 +21,7 @@ SAMPLER = ("sampler.scheduler=dpmpp_2m", "sampler.steps=2", "sampler.guidance_sc
 PROMPT = "a photo of a sks robot"
 
 
-@pytest.fixture(scope="module", params=["sd15", "sd21", "sdxl"])
+@pytest.fixture(scope="module", params=["sd15", pytest.param("sd21", marks=pytest.mark.slow), "sdxl"])
 def lab(request: pytest.FixtureRequest, pipelines: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Lab:
     return Lab(tmp_path_factory.mktemp(request.param), pipelines[request.param])
 
@@ -73,6 +73,18 @@ def test_plain_diffusers_draws_what_the_run_drew(lab: Lab, trained: Path) -> Non
     image = plain_image(pipeline, PROMPT, seed=3, steps=2, guidance=4.0)
     assert most_levels_apart(image, picture(trained / "samples" / "step_000004" / "prompt00_seed3.png")) <= 1
     assert most_levels_apart(image, base) > 10
+
+
+def test_plain_diffusers_draws_with_adapted_convolutions(lab: Lab) -> None:
+    """The dollhouse's recipe also trains feed-forward layers and convolutions."""
+    targets = "lora.unet_targets=[to_q,ff.net.0.proj,ff.net.2,proj_in,proj_out,conv1,conv2]"
+    run_dir = lab.train("convolutions", targets, "optim.lr=0.05", "trainer.max_steps=2", "lora.alpha=4")
+    pipeline = plain_pipeline(lab.pipeline, "DPMSolverMultistepScheduler", algorithm_type="dpmsolver++")
+    pipeline.load_lora_weights(run_dir / "lora")
+    image = plain_image(pipeline, PROMPT, seed=0, steps=2, guidance=4.0)
+    before, after = (picture(run_dir / "samples" / f"step_00000{k}" / "prompt00_seed0.png") for k in (0, 2))
+    assert most_levels_apart(image, after) <= 1
+    assert most_levels_apart(before, after) > 10
 
 
 def test_boothlab_sample_draws_what_the_run_drew(lab: Lab, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,11 +109,19 @@ def test_a_finished_run_is_not_run_again(lab: Lab, straight: Path, monkeypatch: 
     assert {path.name for path in before if before[path] != after[path]} <= {straight.name, "train.log"}
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_run(lab: Lab, straight: Path) -> None:
     assert not same_adapter(straight, lab.train("seed1", "seed=1", "evaluation.enabled=false"))
 
 
-@pytest.mark.parametrize("changes", [["evaluation.every=1"], ["evaluation.every=4"], ["evaluation.enabled=false"]])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["evaluation.every=1"],
+        ["evaluation.enabled=false"],
+        pytest.param(["evaluation.every=4"], marks=pytest.mark.slow),
+    ],
+)
 def test_evaluating_more_or_less_often_changes_nothing(changes: list[str], lab: Lab, straight: Path) -> None:
     """sd_dreambooth_extension #1060: sampling during training changed its result."""
     other = lab.train("-".join(changes).replace("=", "_"), *changes)
@@ -160,6 +168,7 @@ def test_class_images_made_or_reused_give_the_same_adapter(lab: Lab, straight: P
     assert rows[0][metrics.TRAIN_LOSS_INSTANCE] == first[metrics.TRAIN_LOSS_INSTANCE]
 
 
+@pytest.mark.slow
 def test_a_changed_class_prompt_never_meets_stale_class_images(lab: Lab) -> None:
     """sd_dreambooth_extension #346."""
     cache = lab.folder / "prompt-cache"
@@ -221,6 +230,7 @@ def test_bf16_trains_float32_adapters(lab: Lab, straight: Path) -> None:
     assert summary(other)["counts"]["trainable_parameters/text_encoder"] > 0
 
 
+@pytest.mark.slow
 def test_a_row_of_losses_is_the_mean_since_the_last(lab: Lab, straight: Path) -> None:
     other = lab.train("log3", "trainer.log_every=3", "evaluation.enabled=false")
     each = {step: row[metrics.TRAIN_LOSS] for step, row in history(straight) if metrics.TRAIN_LOSS in row}
@@ -228,6 +238,7 @@ def test_a_row_of_losses_is_the_mean_since_the_last(lab: Lab, straight: Path) ->
     assert found == pytest.approx({3: (each[1] + each[2] + each[3]) / 3, 4: each[4]})
 
 
+@pytest.mark.slow
 def test_several_runs_at_once_and_a_second_time_none(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     for again in (False, True):
         capsys.readouterr()

@@ -32,6 +32,7 @@ SMALL = (
     "subject.images=dollhouse:robot/1",
     "subject.count=3",
     "lora.rank=2",
+    "lora.unet_targets=[to_k,to_q,to_v,to_out.0]",
     "optim.lr=0.02",
     "prior.num_class_images=2",
     "prior.steps=2",
