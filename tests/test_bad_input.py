@@ -102,7 +102,8 @@ def test_a_folder_without_photos(
         (["optim.text_encoder_lr=1e-5"], "optim.text_encoder_lr=1e-05: has no effect without lora.train_text_encoder"),
         (["trainer.checkpoint_every=9"], "trainer.checkpoint_every=9: is beyond trainer.max_steps=4"),
         (["evaluation.every=9"], "evaluation.every=9: is beyond trainer.max_steps=4"),
-        (["optim.warmup_steps=9"], "optim.warmup_steps=9: is beyond trainer.max_steps=4"),
+        (["optim.warmup_steps=9", "optim.schedule=linear"], "optim.warmup_steps=9: is beyond trainer.max_steps=4"),
+        (["optim.warmup_steps=2"], "optim.warmup_steps=2: has no effect with optim.schedule=constant"),
         (["lora.unet_targets=[to_z]"], "lora.unet_targets: no layer of the unet ends in 'to_z'; its layers end in"),
         (
             ["lora.train_text_encoder=true", "lora.text_encoder_targets=[mlp.fc9]"],

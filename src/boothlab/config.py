@@ -257,6 +257,12 @@ class OptimConfig(Checked):
             self.grad_clip is None or self.grad_clip > 0, "optim.grad_clip", self.grad_clip, "must be above 0, or null"
         )
         need(self.warmup_steps >= 0, "optim.warmup_steps", self.warmup_steps, "must not be negative")
+        need(
+            self.warmup_steps == 0 or self.schedule is not LrSchedule.constant,
+            "optim.warmup_steps",
+            self.warmup_steps,
+            "has no effect with optim.schedule=constant; choose constant_with_warmup, or leave it 0",
+        )
         need(self.restarts >= 1, "optim.restarts", self.restarts, "must be at least 1")
         need(self.power > 0, "optim.power", self.power, "must be above 0")
 
