@@ -285,6 +285,22 @@ def test_gradients_are_the_mean_of_all_processes(monkeypatch: pytest.MonkeyPatch
     assert line.bias.grad.tolist() == [2.0]
 
 
+def test_configs_forget_where_the_weights_once_lay(tmp_path: Path) -> None:
+    for folder, config in (("vae", {"_name_or_path": "/home/me/vae", "sample_size": 32}), ("unet", {"layers": 2})):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    pretrain.forget_paths(tmp_path)
+    assert json.loads((tmp_path / "vae" / "config.json").read_text(encoding="utf-8")) == {"sample_size": 32}
+    assert (tmp_path / "unet" / "config.json").read_text(encoding="utf-8") == '{"layers": 2}'
+
+
+def test_the_shipped_configs_name_no_folder() -> None:
+    configs = sorted((Path(pretrain.__file__).parent / "weights").rglob("*config.json"))
+    assert len(configs) >= 6
+    for path in configs:
+        assert "_name_or_path" not in path.read_text(encoding="utf-8"), path
+
+
 def test_the_command_scores(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

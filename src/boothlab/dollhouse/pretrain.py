@@ -187,9 +187,18 @@ def train_parts(rank: int, args: argparse.Namespace, port: int) -> None:
         state = fit(part, args.work, 60 * minutes, args.device, report=lambda line: print(line, flush=True))
         if rank == 0:
             part.export(args.out)
+            forget_paths(args.out)
             _record_cost(args.out, name, state, args.device)
         if args.processes > 1:
             distributed.barrier()
+
+
+def forget_paths(out: Path) -> None:
+    """Take out of every config the folder its weights were once loaded from: it means nothing elsewhere."""
+    for path in sorted(out.rglob("config.json")):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if config.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _free_port() -> int:
