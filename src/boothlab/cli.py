@@ -27,7 +27,7 @@ usage: boothlab COMMAND [key=value …]
 commands:
 {commands}
 
-  boothlab train                                   the built-in miniature, about a minute on two CPU cores
+  boothlab train                                   the built-in miniature, a minute and a half on two CPU cores
   boothlab train backbone=sd15 subject=folder subject.images=photos subject.class_noun=dog
   boothlab train -m lora.rank=4,16 seed=0,1        a run for each combination
   boothlab COMMAND --help                          every setting of a command

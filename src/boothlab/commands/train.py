@@ -17,7 +17,7 @@ HELP = HelpPage(
     usage="boothlab train [group=option …] [key=value …] [-m]",
     about="One DreamBooth-LoRA run, evaluated at every checkpoint; with -m one run for each combination of values.",
     examples=(
-        ("boothlab train", "the built-in miniature, about a minute on two CPU cores"),
+        ("boothlab train", "the built-in miniature, a minute and a half on two CPU cores"),
         ("boothlab train subject=bear lora.train_text_encoder=true prior.enabled=true", "another toy, more is trained"),
         ("boothlab train backbone=sd15 subject=folder subject.images=photos subject.class_noun=dog", "your own photos"),
         ("boothlab train backbone=sd15 backbone.source=/models/sd15", "weights from a local diffusers folder"),
