@@ -1,5 +1,6 @@
 """The trainings of the encoders that measure (CLIP, the ViT in DINO's place) and of the judge."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import nn
 from transformers import CLIPModel, ViTModel
 
 from boothlab.dollhouse import architectures as shapes
-from boothlab.dollhouse.grammar import facts_of, random_prompt
+from boothlab.dollhouse.grammar import facts_of, random_prompt, scene_is_held_out
 from boothlab.dollhouse.parts import (
     CLIP_MEAN,
     CLIP_STD,
@@ -21,7 +22,7 @@ from boothlab.dollhouse.parts import (
     normalise,
     training_scene,
 )
-from boothlab.dollhouse.scenes import ToyScene, render, sample_subject, sample_toy_scene
+from boothlab.dollhouse.scenes import Scene, ToyScene, render, sample_subject, sample_toy_scene
 
 
 class Clip(Part):
@@ -35,9 +36,28 @@ class Clip(Part):
         self.clip = shapes.build_clip(self.tokenizer)
         self.modules = nn.ModuleDict({"clip": self.clip})
 
+    def _scenes(self, step: int, rng: np.random.Generator) -> list[Scene]:
+        """Any scenes; in every other pair of batches toys in one setting, half of those in one colour as well.
+
+        Place, time and colour alone tell most scenes of a batch apart. Among lookalikes only class, pattern and
+        accessory do, so the features that are hard to see are learned too.
+        """
+        if step // 2 % 2 == 0:
+            return [training_scene(rng) for _ in range(self.batch_size)]
+        setting, color = sample_toy_scene(rng), bool(rng.random() < 0.5)
+        scenes: list[Scene] = []
+        while len(scenes) < self.batch_size:
+            scene = replace(sample_toy_scene(rng), place=setting.place, time=setting.time, lamp=setting.lamp)
+            if color:
+                subject = replace(scene.subject, color_name=setting.subject.color_name, color=setting.subject.color)
+                scene = replace(scene, subject=subject)
+            if not scene_is_held_out(scene):
+                scenes.append(scene)
+        return scenes
+
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         rng = self._rng(step)
-        scenes = [training_scene(rng) for _ in range(self.batch_size)]
+        scenes = self._scenes(step, rng)
         # From one word to everything: zero-shot reading asks with prompts that say a single thing.
         prompts = [random_prompt(scene, rng, keep=float(rng.uniform(0.1, 1.0)), noun=0.85) for scene in scenes]
         tokens = self.tokenizer(

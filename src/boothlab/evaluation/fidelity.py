@@ -181,8 +181,8 @@ class SubjectFidelity(Metric):
         """`subject_mean` (the headline) and `pooled_mean`."""
         scores = self.pair_scores()
         return {
-            "subject_mean": torch.tensor(mean_of_subject_means(scores)),
-            "pooled_mean": torch.tensor(pooled_mean(scores)),
+            "subject_mean": torch.tensor(mean_of_subject_means(scores), dtype=torch.float64),
+            "pooled_mean": torch.tensor(pooled_mean(scores), dtype=torch.float64),
         }
 
 
@@ -210,6 +210,6 @@ class SubjectMean(Metric):
             str(subject): scores_B[subjects_B == subject].tolist() for subject in sorted(set(subjects_B.tolist()))
         }
         return {
-            "subject_mean": torch.tensor(mean_of_subject_means(scores)),
-            "pooled_mean": torch.tensor(pooled_mean(scores)),
+            "subject_mean": torch.tensor(mean_of_subject_means(scores), dtype=torch.float64),
+            "pooled_mean": torch.tensor(pooled_mean(scores), dtype=torch.float64),
         }

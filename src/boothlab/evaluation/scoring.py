@@ -76,7 +76,7 @@ class Scorer:
         ordered = sorted(images, key=lambda image: (image.prompt_index, image.seed))
         per_image = self._score_images(ordered)
         per_prompt = [self._score_prompt(ordered, per_image, index) for index in _prompt_indices(ordered)]
-        overall: dict[str, float | None] = {name: _mean_of(per_image, name) for name in IMAGE_SCORES}
+        overall: dict[str, float | None] = {name: _accumulated(per_image, name) for name in IMAGE_SCORES}
         overall["div"] = perceptual.mean_diversity([prompt.div for prompt in per_prompt])
         if class_images is not None:
             overall["pres"] = self.preservation(class_images)
@@ -200,6 +200,13 @@ def _prompt_indices(images: Iterable[GeneratedImage]) -> list[int]:
 
 def _mean_of(scores: Sequence[ImageScore], name: str) -> float:
     return math.fsum(getattr(score, name) for score in scores) / len(scores)
+
+
+def _accumulated(scores: Sequence[ImageScore], name: str) -> float:
+    """The headline as torchmetrics accumulates it; one subject here, so the mean of its images."""
+    metric = fidelity.SubjectMean()
+    metric.update(torch.tensor([getattr(score, name) for score in scores]), subject=0)
+    return float(metric.compute()["subject_mean"])
 
 
 def _row(
