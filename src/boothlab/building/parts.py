@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from boothlab.building.shared import shared_backbone, shared_clip, shared_dino
 from boothlab.config import (
     Accelerator,
     BackboneConfig,
@@ -18,11 +19,11 @@ from boothlab.config import (
     SubjectConfig,
     TrackingConfig,
 )
-from boothlab.diffusion.backbone import DOLLHOUSE, Backbone, load_backbone
+from boothlab.diffusion.backbone import DOLLHOUSE, Backbone
 from boothlab.diffusion.lora import attach, trainable
 from boothlab.diffusion.sampling import SamplerSettings
 from boothlab.errors import UserError
-from boothlab.evaluation.loading import CLIP_ID, DINO_ID, load_clip, load_dino
+from boothlab.evaluation.loading import CLIP_ID, DINO_ID
 from boothlab.evaluation.scoring import Scorer
 from boothlab.images.load import to_tensor
 from boothlab.progress import Reporter
@@ -30,7 +31,6 @@ from boothlab.tracking.run import Tracker
 from boothlab.tracking.wandb import WandbOptions
 
 LIGHTNING_PRECISION = {Precision.fp32: "32-true", Precision.bf16: "bf16-mixed", Precision.fp16: "16-mixed"}
-DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
 
 
 def build_device(accelerator: Accelerator) -> torch.device:
@@ -65,15 +65,7 @@ def build_backbone(config: BackboneConfig, device: torch.device) -> Backbone:
     """The frozen diffusion model on its device in its precision."""
     if config.precision is Precision.fp16 and device.type == "cpu":
         raise UserError("backbone.precision=fp16: CPUs have no float16 arithmetic worth using; use fp32 or bf16")
-    return load_backbone(
-        config.source,
-        name=config.name,
-        resolution=config.resolution,
-        device=device,
-        dtype=DTYPES[config.precision],
-        revision=config.revision,
-        variant=config.variant,
-    )
+    return shared_backbone(config, device)
 
 
 def build_sampler_settings(config: SamplerConfig) -> SamplerSettings:
@@ -111,8 +103,8 @@ def build_scorer(
         name: str(DOLLHOUSE / name) if source == "dollhouse" else source
         for name, source in (("clip", config.clip), ("dino", config.dino))
     }
-    clip = load_clip(sources["clip"], config.clip_revision, str(device))
-    dino = load_dino(sources["dino"], config.dino_revision, str(device))
+    clip = shared_clip(sources["clip"], config.clip_revision, device)
+    dino = shared_dino(sources["dino"], config.dino_revision, device)
     return Scorer(clip, dino, [to_tensor(image) for image in images], subject.token, subject.class_noun)
 
 

@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import boothlab
 from boothlab.building.parts import (
     attach_adapters,
@@ -20,13 +18,14 @@ from boothlab.building.parts import (
     warn_of_long_prompts,
 )
 from boothlab.building.photos import Subject, build_data, build_prior, build_subject, fill, say_what_the_audit_found
+from boothlab.building.shared import shared_identity
 from boothlab.cache import Cache, cache_root
 from boothlab.config import NOT_HASHED, BackboneConfig, TrainConfig
-from boothlab.diffusion.backbone import Backbone, weights_identity
+from boothlab.diffusion.backbone import Backbone
 from boothlab.diffusion.sampling import Sampler
 from boothlab.dreambooth.checkpoints import newest_checkpoint
 from boothlab.dreambooth.data import TrainingData, TrainingImage
-from boothlab.dreambooth.evaluate import EvaluationPlan, Evaluator
+from boothlab.dreambooth.evaluate import BaseSamples, EvaluationPlan, Evaluator
 from boothlab.dreambooth.module import DreamBoothModule
 from boothlab.dreambooth.run import TrainingRun
 from boothlab.errors import UserError
@@ -37,7 +36,7 @@ from boothlab.tracking.run import Tracker
 
 
 def build_evaluator(
-    config: TrainConfig, backbone: Backbone, subject: Subject, run_dir: Path, device: torch.device
+    config: TrainConfig, backbone: Backbone, subject: Subject, run_dir: Path, base: BaseSamples
 ) -> Evaluator | None:
     """What draws and scores, or None when evaluation is off."""
     if not config.evaluation.enabled:
@@ -49,9 +48,9 @@ def build_evaluator(
         pres_images=config.evaluation.pres_images,
         metric_suffix=scorer_suffix(config.encoders),
     )
-    scorer = build_scorer(config.encoders, config.subject, subject.images, device)
+    scorer = build_scorer(config.encoders, config.subject, subject.images, backbone.device)
     sampler = Sampler(backbone, build_sampler_settings(config.evaluation.sampler))
-    return Evaluator(sampler, scorer, plan, subject.images, run_dir)
+    return Evaluator(sampler, scorer, plan, subject.images, run_dir, base)
 
 
 def adapter_settings(config: TrainConfig, full_hash: str, run_dir: Path, step: int) -> dict[str, Any]:
@@ -133,8 +132,8 @@ def build_training_run(
     subject = build_subject(config.subject, cache)
     say_what_the_audit_found(subject.audit, reporter)
     backbone = build_backbone(config.backbone, device)
-    identity = weights_identity(config.backbone.source, config.backbone.revision)
-    evaluator = build_evaluator(config, backbone, subject, run_dir, device)
+    identity = shared_identity(config.backbone)
+    evaluator = build_evaluator(config, backbone, subject, run_dir, BaseSamples(cache, identity))
     prior = build_prior(config, backbone, cache, identity, reporter)
     data = build_data(config, backbone, subject, prior, cache, identity)
     warn_of_long_prompts(backbone, [*data.prompts, *(evaluator.plan.all_prompts if evaluator else ())], reporter)

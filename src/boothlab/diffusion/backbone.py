@@ -156,7 +156,7 @@ def resolve_source(source: str) -> str:
     return str(DOLLHOUSE / "pipeline") if source == "dollhouse" else source
 
 
-def _local_folder(source: str) -> Path | None:
+def local_folder(source: str) -> Path | None:
     """The folder a source stands for, there or not; None for a hub id."""
     where = resolve_source(source)
     local = source == "dollhouse" or where.startswith((".", "/", "~")) or Path(where).exists()
@@ -187,7 +187,7 @@ def _check_weights(folder: Path, components: Sequence[str]) -> None:
 
 def _pipeline_class(source: str, revision: str | None) -> str:
     """The class named by the pipeline's index; small, so that nothing big is downloaded for a model we cannot use."""
-    folder = _local_folder(source)
+    folder = local_folder(source)
     if folder is not None and not (folder / "model_index.json").is_file():
         what = "no model_index.json there" if folder.is_dir() else "no such folder"
         raise UserError(f"backbone.source={shown(folder)}: {what}; give a diffusers pipeline folder or a hub id")
@@ -218,7 +218,7 @@ def load_backbone(
 
     Raises UserError when it is not there, not whole, not safetensors, or not a Stable Diffusion (XL) pipeline.
     """
-    folder = _local_folder(source)
+    folder = local_folder(source)
     with quiet_libraries():
         class_name = _pipeline_class(source, revision)
         is_sdxl = class_name == "StableDiffusionXLPipeline"
@@ -248,7 +248,7 @@ def weights_identity(source: str, revision: str | None = None) -> dict[str, str]
 
     Configs, tokenizers and the noise schedule count too: they change latents and embeddings as weights do.
     """
-    folder = _local_folder(source)
+    folder = local_folder(source)
     if folder is None:
         return {"hub": source, "revision": _cached_commit(source, revision) or revision or "unknown"}
     if not folder.is_dir():

@@ -95,6 +95,16 @@ def attach(
     return len(layers)
 
 
+def shed_adapters(backbone: Backbone) -> None:
+    """Take every adapter off and leave the networks as they were loaded: frozen, in eval mode, on their device."""
+    if any(lora_layers(module) for module in (backbone.unet, *backbone.text_encoders.values())):
+        backbone.pipeline.unload_lora_weights()
+    if backbone.unet.is_gradient_checkpointing:
+        backbone.unet.disable_gradient_checkpointing()
+    for module in (backbone.unet, *backbone.text_encoders.values()):
+        module.requires_grad_(False).eval().to(backbone.device)
+
+
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     """The adapter's parameters by name, in a fixed order."""
     return dict(sorted((name, value) for name, value in module.named_parameters() if value.requires_grad))

@@ -22,7 +22,9 @@ from boothlab.dollhouse.parts import (
     normalise,
     training_scene,
 )
-from boothlab.dollhouse.scenes import Scene, ToyScene, render, sample_subject, sample_toy_scene
+from boothlab.dollhouse.scenes import CLASSES, Scene, ToyScene, render, sample_subject, sample_toy_scene
+
+BUILT_ALIKE = ("bear", "cat", "rabbit")  # one painter draws them; ears and tails differ
 
 
 class Clip(Part):
@@ -40,14 +42,17 @@ class Clip(Part):
         """Any scenes; in every other pair of batches toys in one setting, half of those in one colour as well.
 
         Place, time and colour alone tell most scenes of a batch apart. Among lookalikes only class, pattern and
-        accessory do, so the features that are hard to see are learned too.
+        accessory do, so the features that are hard to see are learned too. Half of them are of the classes that are
+        built alike: seldom met in one batch otherwise, cats and rabbits stayed one to pictures and words both.
         """
         if step // 2 % 2 == 0:
             return [training_scene(rng) for _ in range(self.batch_size)]
         setting, color = sample_toy_scene(rng), bool(rng.random() < 0.5)
+        classes = BUILT_ALIKE if rng.random() < 0.5 else CLASSES
         scenes: list[Scene] = []
         while len(scenes) < self.batch_size:
-            scene = replace(sample_toy_scene(rng), place=setting.place, time=setting.time, lamp=setting.lamp)
+            subject = sample_subject(rng, classes[int(rng.integers(len(classes)))])
+            scene = replace(sample_toy_scene(rng, subject), place=setting.place, time=setting.time, lamp=setting.lamp)
             if color:
                 subject = replace(scene.subject, color_name=setting.subject.color_name, color=setting.subject.color)
                 scene = replace(scene, subject=subject)

@@ -3,12 +3,16 @@
 import csv
 import io
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import diffusers
+import torch
 from PIL import Image
+from torch import Tensor
 
+from boothlab.cache import Cache
 from boothlab.diffusion.sampling import Request, Sampler
 from boothlab.dreambooth.checkpoints import folder_name
 from boothlab.evaluation.scoring import EvaluationResult, GeneratedImage, Scorer
@@ -51,14 +55,48 @@ class Evaluated:
     folder: Path
 
 
+@dataclass(frozen=True)
+class BaseSamples:
+    """The bare backbone's images, kept in the cache: every run of the same backbone, prompts and seeds starts there.
+
+    A new adapter's update is zero, so at step 0 the backbone with it draws what the backbone without it draws.
+    """
+
+    cache: Cache
+    identity: Mapping[str, str]
+
+    def draw(self, sampler: Sampler, requests: Sequence[Request], progress: Callable[[int], None] | None) -> Tensor:
+        """The images [N, 3, H, W] uint8, drawn now or taken from the cache."""
+        backbone = sampler.backbone
+        key = {
+            "weights": dict(self.identity),
+            "sampler": asdict(sampler.settings),
+            "requests": [[request.prompt, request.seed] for request in requests],
+            "resolution": backbone.resolution,
+            "precision": str(backbone.dtype),
+            # Another device, thread count or library changes the last bits, and a rerun must be exact.
+            "numerics": {"device": backbone.device.type, "threads": torch.get_num_threads()},
+            "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
+        }
+        return self.cache.get_or_make("base-samples", key, lambda: {"images": sampler.draw(requests, progress)})[
+            "images"
+        ]
+
+
 class Evaluator:
     """Draws and scores with the networks as they are."""
 
     def __init__(
-        self, sampler: Sampler, scorer: Scorer, plan: EvaluationPlan, references: Sequence[Image.Image], run_dir: Path
+        self,
+        sampler: Sampler,
+        scorer: Scorer,
+        plan: EvaluationPlan,
+        references: Sequence[Image.Image],
+        run_dir: Path,
+        base: BaseSamples | None = None,
     ):
         self.sampler, self.scorer, self.plan = sampler, scorer, plan
-        self.references, self.run_dir = references, run_dir
+        self.references, self.run_dir, self.base = references, run_dir, base
 
     def _key(self, key: str) -> str:
         """Scores of miniature or unusual encoders carry the encoder's name."""
@@ -72,7 +110,11 @@ class Evaluator:
         requests = [Request(plan.prompts[index], seed) for index, seed in wanted]
         class_requests = [Request(plan.class_prompt, seed) for seed in range(plan.pres_images)]
         started = time.perf_counter()
-        drawn = self.sampler.draw([*requests, *class_requests], progress)
+        everything = [*requests, *class_requests]
+        if step == 0 and self.base is not None:
+            drawn = self.base.draw(self.sampler, everything, progress)
+        else:
+            drawn = self.sampler.draw(everything, progress)
         sampling = time.perf_counter() - started
         images = [
             GeneratedImage(index, plan.prompts[index], seed, pixels)
