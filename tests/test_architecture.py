@@ -32,7 +32,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "dreambooth": PARTS - {"dollhouse"},
     "building": PARTS | {"dreambooth"},
     "compose": {"config", "errors", "files", "tracking"},
-    "commands": PARTS | {"building", "compose", "dreambooth"},
+    "search": BASE | {"config", "reporting"},
+    "sweeping": {"compose", "errors", "files", "progress", "tracking"},
+    "reporting": BASE | {"config", "evaluation", "images", "tracking"},
+    "commands": PARTS | {"building", "compose", "dreambooth", "reporting", "search", "sweeping"},
     "cli": {"errors"},
     "__main__": {"cli"},
 }

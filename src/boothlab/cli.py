@@ -12,7 +12,10 @@ from boothlab.errors import NonFiniteLossError, UserError
 #: each command is boothlab/commands/<name>.py with `run(argv: list[str]) -> int`
 COMMANDS = {
     "train": "one DreamBooth-LoRA run, evaluated at every checkpoint",
+    "sweep": "a study: many runs, planned, continued, reported",
+    "report": "tables, plots and grids of finished runs",
     "sample": "images from a trained adapter, each with its own seed",
+    "score": "a trained adapter scored again at other scales or sampler settings",
 }
 
 
@@ -30,6 +33,7 @@ commands:
   boothlab train                                   the built-in miniature, a minute and a half on two CPU cores
   boothlab train backbone=sd15 subject=folder subject.images=photos subject.class_noun=dog
   boothlab train -m lora.rank=4,16 seed=0,1        a run for each combination
+  boothlab sweep lora_rank                         one of the built-in studies
   boothlab COMMAND --help                          every setting of a command
 
 exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted"""

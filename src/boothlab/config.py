@@ -454,6 +454,31 @@ class TrackingConfig(Checked):
     mirrors: list[Mirror] = field(default_factory=list)
 
 
+class Direction(Enum):
+    """What a score is expected to do along the axis of a sweep."""
+
+    rises = "rises"
+    falls = "falls"
+
+
+@dataclass
+class SweepConfig(Checked):
+    """What a sweep says of itself, for its plan and its report. Nothing here changes a result."""
+
+    #: file name of its record and W&B group; null for a multirun without a file of its own
+    name: str | None = None
+    #: heading of its table
+    title: str = ""
+    #: a line on what it asks
+    about: str = ""
+    #: the key that is compared, its values in the order in which the expectation holds
+    axis: str | None = None
+    #: score (clip_i, dino, clip_t, …) to what it should do along the axis
+    expect: dict[str, Direction] = field(default_factory=dict)
+    #: figures of the published study, a line each
+    published: list[str] = field(default_factory=list)
+
+
 @dataclass
 class PathsConfig(Checked):
     """Where things lie. Nothing here changes a result."""
@@ -488,6 +513,7 @@ class TrainConfig(Checked):
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
 
     def check(self) -> None:
         need(self.seed >= 0, "seed", self.seed, "must not be negative")
@@ -544,12 +570,72 @@ class SampleConfig(Checked):
         need(len(set(self.seeds)) == len(self.seeds), "seeds", self.seeds, "must not name a seed twice")
 
 
+@dataclass
+class ScoreConfig(Checked):
+    """A trained adapter scored again under other scales or sampler settings, without training."""
+
+    #: seed of the run to train when `run` is null
+    seed: int = MISSING
+    #: folder of related runs under paths.outputs
+    experiment: str = "score"
+    #: first part of the run folder's name
+    name: str = MISSING
+    #: run folder whose adapter is scored; null trains one first, or takes it if it is finished
+    run: str | None = None
+    #: overrides for the run that is trained when `run` is null
+    train: list[str] = field(default_factory=list)
+    #: scale of the UNet adapter
+    unet_scale: float = 1.0
+    #: scale of the text-encoder adapter
+    text_encoder_scale: float = 1.0
+    #: sampler; null as in the run
+    scheduler: NoiseScheduler | None = None
+    #: sampler steps; null as in the run
+    steps: int | None = None
+    #: classifier-free guidance; null as in the run
+    guidance_scale: float | None = None
+    #: what the images should not show; null as in the run
+    negative_prompt: str | None = None
+    #: prompts with {token} and {class} in them; null as in the run
+    prompts: list[str] | None = None
+    #: one image a prompt and image seed; null as in the run
+    image_seeds: list[int] | None = None
+    #: where to compute
+    accelerator: Accelerator = Accelerator.auto
+    #: CPU threads; null leaves torch's choice
+    threads: int | None = None
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+
+    def check(self) -> None:
+        need(self.seed >= 0, "seed", self.seed, "must not be negative")
+        need(self.run is None or not self.train, "train", self.train, "has no effect with run=…; leave one of them out")
+        need(self.steps is None or self.steps >= 1, "steps", self.steps, "must be at least 1, or null")
+        need(
+            self.guidance_scale is None or self.guidance_scale >= 0,
+            "guidance_scale",
+            self.guidance_scale,
+            "must not be negative, or null",
+        )
+        need(self.prompts is None or len(self.prompts) > 0, "prompts", self.prompts, "must name a prompt, or null")
+        need(
+            self.image_seeds is None or 0 < len(set(self.image_seeds)) == len(self.image_seeds),
+            "image_seeds",
+            self.image_seeds,
+            "must name at least one seed and none twice, or null",
+        )
+
+
 #: keys that cannot change a result and so are left out of a run's identity
 NOT_HASHED = (
     "experiment",
     "name",
     "tracking",
     "paths",
+    "sweep",
+    "accelerator",
+    "threads",
     "trainer.accelerator",
     "trainer.threads",
     "trainer.log_every",

@@ -1,5 +1,6 @@
 """What a long job says while it runs: a bar with an ETA on a terminal, single lines of results anywhere else."""
 
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +17,14 @@ from rich.progress import (
 )
 from rich.text import Text
 
+log = logging.getLogger(__name__)
+
 
 class Reporter:
-    """Prints lines and shows bars. Bars are only drawn on a terminal; lines always are, unless `quiet`."""
+    """Prints lines and shows bars. Bars are only drawn on a terminal; lines always are, unless `quiet`.
+
+    A quiet one is for a job of many, whose warnings must still be seen: they go to the log.
+    """
 
     def __init__(self, quiet: bool = False, console: Console | None = None):
         # Lines are for people, results for pipes: everything here goes to standard error.
@@ -33,6 +39,8 @@ class Reporter:
 
     def warn(self, line: str) -> None:
         """A line that needs the user's eye."""
+        if self.quiet:
+            log.warning(line)
         self.say(line, tag="warning")
 
     @contextmanager

@@ -50,6 +50,7 @@ def build_subject(config: SubjectConfig, cache: Cache) -> Subject:
     if toy is not None:
         class_noun, index = toy
         key = {"class": class_noun, "index": index, "count": config.count, "version": boothlab.__version__}
+        key["captions"] = "place and time"
         folder = cache.get_or_make_files(
             "dollhouse-photos", key, lambda out: write_photos(out, class_noun, index, config.count)
         )

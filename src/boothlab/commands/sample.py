@@ -35,12 +35,12 @@ def run(argv: list[str]) -> int:
     return run_composed(HELP.config_name, _sample, argv)
 
 
-def _sample(config: SampleConfig, resolved: dict[str, Any], run_dir: Path) -> list[str]:
+def _sample(config: SampleConfig, resolved: dict[str, Any], run_dir: Path, one_of_many: bool) -> list[str]:
     # torch and diffusers: only once the config is known to be good
     from boothlab.building import build_sample_run
     from boothlab.images.grid import save_png
 
-    reporter = Reporter()
+    reporter = Reporter(quiet=one_of_many)
     run = build_sample_run(config, reporter)
     with reporter.bar("drawing", len(run.requests)) as bar:
         pictures = run.draw(bar.advance)

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from boothlab.commands.help import HelpPage, asks_for_help, print_help
+from boothlab.compose.jobs import Multirun
 from boothlab.compose.run import run as run_composed
 from boothlab.config import NOT_HASHED, TrainConfig
 from boothlab.errors import UserError
 from boothlab.files import sha256_file, shown
 from boothlab.progress import Reporter
+from boothlab.sweeping.run import run_sweep, take_options
 from boothlab.tracking.manifest import config_hash, read_manifest
 
 HELP = HelpPage(
@@ -31,29 +33,42 @@ def run(argv: list[str]) -> int:
     """Run the command and return its exit code."""
     if asks_for_help(argv):
         return print_help(HELP, argv)
-    return run_composed(HELP.config_name, _train, argv)
+    options, left = take_options(argv)
+
+    def multirun(jobs: Multirun) -> int:
+        return run_sweep(jobs, TrainConfig, options, Reporter())
+
+    return run_composed(HELP.config_name, train, left, multirun)
 
 
-def _train(config: TrainConfig, resolved: dict[str, Any], run_dir: Path) -> dict[str, Any]:
+def train(config: TrainConfig, resolved: dict[str, Any], run_dir: Path, one_of_many: bool) -> dict[str, Any]:
+    """One run, or what is left of it, or nothing if it is finished; returns its summary."""
     # torch and diffusers: only once the config is known to be good
     from boothlab.building import build_training_run
     from boothlab.dreambooth.run import execute
-    from boothlab.tracking.show import finished_summary, show_run
+    from boothlab.tracking.show import finished_summary
 
-    reporter = Reporter()
+    reporter = Reporter(quiet=one_of_many)
     if not config.paths.overwrite:
         _refuse_another_run(run_dir, resolved)
         if summary := finished_summary(run_dir):
             reporter.say(f"{run_dir} (paths.overwrite=true runs it again)", tag="finished already", style="green")
             _warn_of_changed_photos(run_dir, reporter)
-            show_run(run_dir, reporter.console)
+            _show(run_dir, reporter)
             return summary
     reporter.say(f"run folder {run_dir}")
     run = build_training_run(config, resolved, run_dir, sys.argv, reporter)
     with run.tracker:
         execute(run)
-    show_run(run_dir, reporter.console)
+    _show(run_dir, reporter)
     return finished_summary(run_dir) or {}
+
+
+def _show(run_dir: Path, reporter: Reporter) -> None:
+    from boothlab.tracking.show import show_run
+
+    if not reporter.quiet:
+        show_run(run_dir, reporter.console)
 
 
 def _warn_of_changed_photos(run_dir: Path, reporter: Reporter) -> None:

@@ -16,8 +16,8 @@ from boothlab.compose.typed import load
 from boothlab.errors import NonFiniteLossError, UserError
 
 T = TypeVar("T")
-#: what a command does: (typed config, the same as a plain dict, run folder)
-Body = Callable[[T, dict[str, Any], Path], object]
+#: what a command does: (typed config, the same as a plain dict, run folder, whether it is one job of a multirun)
+Body = Callable[[T, dict[str, Any], Path, bool], object]
 
 
 @dataclass
@@ -26,6 +26,7 @@ class Outcome:
 
     code: int = 0
     value: object = None
+    error: str | None = None
     exception: BaseException | None = None
 
 
@@ -41,20 +42,20 @@ class Job(Generic[T]):
         alone = HydraConfig.get().mode != RunMode.MULTIRUN
         try:
             config, resolved = load(node, self.schema)
-            return Outcome(value=self.body(config, resolved, Path(HydraConfig.get().runtime.output_dir)))
+            return Outcome(value=self.body(config, resolved, Path(HydraConfig.get().runtime.output_dir), not alone))
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
             if alone or code > 128:
                 raise
-            return Outcome(code)
+            return Outcome(code, error=f"exit code {code}")
         except Exception as error:
             if alone:
                 return Outcome(exception=error)
-            return Outcome(_report(error, HydraConfig.get().overrides.task))
+            return _report(error, HydraConfig.get().overrides.task)
 
 
-def _report(error: Exception, overrides: Iterable[str]) -> int:
-    """Say on stderr how a job of a multirun failed, and give its exit code."""
+def _report(error: Exception, overrides: Iterable[str]) -> Outcome:
+    """Say on stderr how a job of a multirun failed."""
     job = " ".join(overrides) or "without overrides"
     if isinstance(error, UserError | NonFiniteLossError):
         line = " ".join(str(error).splitlines())
@@ -62,7 +63,7 @@ def _report(error: Exception, overrides: Iterable[str]) -> int:
         traceback.print_exception(error)
         line = f"{type(error).__name__}: {error}"
     print(f"boothlab: error: the job {job} failed: {line}", file=sys.stderr, flush=True)
-    return 2 if isinstance(error, UserError) else 1
+    return Outcome(2 if isinstance(error, UserError) else 1, error=line)
 
 
 def code_of_run(job_return: JobReturn) -> int:

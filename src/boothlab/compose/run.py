@@ -4,8 +4,9 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from hydra import version as hydra_version
@@ -17,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from boothlab.compose.job import Body, Job, code_of_multirun, code_of_run
+from boothlab.compose.jobs import Multirun, plan_multirun
 from boothlab.compose.mistakes import BAD_INPUT, explain
 from boothlab.compose.overrides import quote_text
 from boothlab.compose.schemas import SCHEMAS, conf_dir
@@ -26,16 +28,24 @@ from boothlab.errors import UserError
 T = TypeVar("T")
 
 
-def run(config_name: str, body: Body[Any], argv: Sequence[str]) -> int:
-    """Compose conf/<config_name>.yaml with the arguments, call `body(config, resolved, run_dir)`, return the exit code.
+def run(
+    config_name: str,
+    body: Body[Any],
+    argv: Sequence[str],
+    multirun: Callable[[Multirun], int] | None = None,
+    search_in: Path | None = None,
+) -> int:
+    """Compose conf/<config_name>.yaml with the arguments, call `body` once or for each job, return the exit code.
 
-    A single run lets the exceptions of `body` through. A multirun reports them and goes on with the next job. Raises
+    A single run lets the exceptions of `body` through. A multirun reports them and goes on with the next job;
+    `multirun` takes it over once its jobs are composed, unless a sweeper plugin chooses them as it goes. Config
+    files are looked for in `search_in` too. Raises
     UserError for whatever is wrong with the arguments or the config files, before any folder is made.
     """
     schema = SCHEMAS[config_name]
     arguments = _parse(argv, config_name)
     overrides: list[str] = quote_text(arguments.overrides, schema, multirun=arguments.multirun)
-    with _hydra(arguments) as hydra:
+    with _hydra(arguments, search_in) as hydra:
         name = arguments.config_name or config_name
         if _answer_question(hydra, arguments, name, overrides, schema):
             return 0
@@ -43,6 +53,11 @@ def run(config_name: str, body: Body[Any], argv: Sequence[str]) -> int:
             mode = _mode(hydra, name, overrides, arguments.multirun)
             if mode is RunMode.RUN:
                 load(_job_part(hydra.compose_config(name, overrides, RunMode.RUN)), schema)
+        if mode is RunMode.MULTIRUN and multirun is not None:
+            with mistakes_explained(schema):
+                planned = plan_multirun(hydra, name, overrides, Job(schema, body))
+            if planned is not None:
+                return multirun(planned)
         if mode is RunMode.MULTIRUN:
             with mistakes_explained(schema):  # the exceptions of the jobs themselves stay in their outcomes
                 return code_of_multirun(hydra.multirun(name, Job(schema, body), [*overrides, "hydra.mode=MULTIRUN"]))
@@ -94,21 +109,26 @@ def _parse(argv: Sequence[str], command: str) -> argparse.Namespace:
 
 
 @contextmanager
-def _hydra(arguments: argparse.Namespace) -> Iterator[Hydra]:
-    """Hydra with conf/ (or --config-path) as its main folder and --config-dir searched as well."""
+def _hydra(arguments: argparse.Namespace, search_in: Path | None = None) -> Iterator[Hydra]:
+    """Hydra with conf/ (or --config-path) as its main folder; `search_in` and --config-dir are searched as well."""
     hydra_version.setbase("1.3")
     main = conf_dir() if arguments.config_path is None else os.path.abspath(arguments.config_path)
     search_path = create_config_search_path(f"file://{main}")
+    if search_in is not None:
+        search_path.prepend(
+            provider="sweeps", path=f"file://{search_in.resolve()}", anchor=SearchPathQuery(provider="schema")
+        )
     if arguments.config_dir is not None:
         extra = os.path.abspath(arguments.config_dir)
         if not os.path.isdir(extra):
             raise UserError(f"--config-dir {arguments.config_dir}: there is no such folder")
         search_path.prepend(provider="command-line", path=f"file://{extra}", anchor=SearchPathQuery(provider="schema"))
+    outer = GlobalHydra.instance().hydra  # a job may compose another config
     GlobalHydra.instance().clear()
     try:
         yield Hydra.create_main_hydra2(task_name=arguments.config_name or "boothlab", config_search_path=search_path)
     finally:
-        GlobalHydra.instance().clear()
+        GlobalHydra.instance().hydra = outer
 
 
 def _answer_question(

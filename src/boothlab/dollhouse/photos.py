@@ -6,9 +6,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from boothlab.dollhouse.grammar import Facts, toy_prompt
 from boothlab.dollhouse.scenes import CLASSES, PLACES, Time, ToyScene, held_out_subject, render, rng_for
 from boothlab.errors import UserError
-from boothlab.files import shown, write_bytes
+from boothlab.files import shown, write_bytes, write_text
 
 PREFIX = "dollhouse:"
 # Three of five by day, as photos are; one at dusk and one at night, so that the toy's colours are not tied to daylight.
@@ -53,9 +54,10 @@ def photo_scenes(class_noun: str, index: int, count: int) -> list[ToyScene]:
 
 
 def write_photos(folder: Path, class_noun: str, index: int, count: int) -> None:
-    """Write photo_00.png, photo_01.png, … of a held-out subject; the same files' pixels every time.
+    """Write photo_00.png, photo_01.png, … of a held-out subject, each with a caption photo_00.txt, …; always the same.
 
-    No lamp and no accessory is in them, so that prompts have something left to ask for. Raises UserError for a count
+    No lamp and no accessory is in them, so that prompts have something left to ask for. A caption says what is not the
+    subject: where and when. Raises UserError for a count
     under 1 or a folder that cannot be written, ValueError for an unknown class.
     """
     if count < 1:
@@ -64,3 +66,5 @@ def write_photos(folder: Path, class_noun: str, index: int, count: int) -> None:
         png = io.BytesIO()
         Image.fromarray(render(scene)).save(png, format="PNG")
         write_bytes(folder / f"photo_{i:02d}.png", png.getvalue())
+        facts = Facts(class_noun=class_noun, place=scene.place, time=scene.time)
+        write_text(folder / f"photo_{i:02d}.txt", toy_prompt(facts) + "\n")

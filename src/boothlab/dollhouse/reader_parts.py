@@ -85,7 +85,22 @@ class Clip(Part):
         self.tokenizer.save_pretrained(out / "clip")
 
     def start_from(self, out: Path) -> None:
+        """Begin with the finished weights under `out`, with all classes told apart."""
         self.clip.load_state_dict(CLIPModel.from_pretrained(out / "clip").float().state_dict())
+        self._part_classes()
+
+    @torch.no_grad()
+    def _part_classes(self) -> None:
+        """Draw anew the vector of a class word that has grown together with another's.
+
+        Where two words say the same, no picture learns to tell what they name, and while none does, the words have no
+        reason to part: more training alone does not leave that point.
+        """
+        words = self.clip.text_model.embeddings.token_embedding.weight
+        rows = [self.tokenizer(noun).input_ids[1] for noun in CLASSES]
+        for i, row in enumerate(rows):
+            if any(float(F.cosine_similarity(words[row], words[other], dim=0)) > 0.7 for other in rows[:i]):
+                words[row] = torch.randn_like(words[row]) * words[rows].std()
 
 
 class Dino(Part):

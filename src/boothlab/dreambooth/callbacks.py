@@ -11,7 +11,7 @@ import torch
 
 from boothlab.dreambooth.checkpoints import adapter_parameters, restore_checkpoint, save_checkpoint
 from boothlab.dreambooth.ema import AdapterEma
-from boothlab.dreambooth.evaluate import HEADLINE, Evaluated, Evaluator
+from boothlab.dreambooth.evaluate import Evaluator, evaluate_into
 from boothlab.dreambooth.module import DreamBoothModule
 from boothlab.progress import Bar, Reporter
 from boothlab.tracking import metrics
@@ -133,8 +133,7 @@ class EvaluationCallback(StepCallback):
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         if module.resumed_at == 0:
-            if ceilings := self.evaluator.ceilings():
-                self.tracker.log(0, ceilings)
+            self.evaluator.note_ceilings(self.tracker)
             self._evaluate(0)
 
     def after_step(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
@@ -142,26 +141,12 @@ class EvaluationCallback(StepCallback):
             self._evaluate(step)
 
     def _evaluate(self, step: int) -> None:
-        with self.reporter.bar(f"step {step}: drawing", self.evaluator.plan.total) as bar, self._weights():
-            found = self.evaluator.evaluate(step, bar.advance)
-        self.tracker.log(step, found.scalars)
-        self.tracker.log_images(
-            step, "samples/grid", [(found.grid, f"step {step}; rows: {', '.join(self.evaluator.plan.prompts)}")]
-        )
-        rows = [score.to_dict() for score in found.result.per_image]
-        self.tracker.log_table(step, "samples/scores", list(rows[0]), [list(row.values()) for row in rows])
-        self.reporter.say(self._line(step, found))
-        for warning in found.result.warnings:
-            self.reporter.warn(warning)
+        with self._weights():
+            evaluate_into(self.evaluator, step, self.tracker, self.reporter)
         self.clock.restart_clock()
 
     def _weights(self) -> AbstractContextManager[None]:
         return self.ema.lent() if self.ema else nullcontext()
-
-    def _line(self, step: int, found: Evaluated) -> str:
-        overall = found.result.overall
-        scores = "  ".join(f"{label} {overall[name]:.3f}" for label, name in HEADLINE)
-        return f"step {step:>5}  {scores}  ({found.scalars[metrics.SAMPLING_SECONDS]:.1f} s drawing)"
 
 
 class CheckpointCallback(StepCallback):

@@ -18,7 +18,9 @@ from boothlab.dreambooth.checkpoints import folder_name
 from boothlab.evaluation.scoring import EvaluationResult, GeneratedImage, Scorer
 from boothlab.files import write_json, write_text
 from boothlab.images.grid import build_grid, save_png, to_pil
+from boothlab.progress import Reporter
 from boothlab.tracking import metrics
+from boothlab.tracking.run import Tracker
 
 HEADLINE = (("CLIP-I", "clip_i"), ("DINO", "dino"), ("CLIP-T", "clip_t"))
 """The scores of a one-line report: label and name in a result."""
@@ -149,6 +151,11 @@ class Evaluator:
         found = {self._key(keys[name]): value for name, value in self.scorer.ceiling().items()}
         return {key: value for key, value in found.items() if value is not None}
 
+    def note_ceilings(self, tracker: Tracker) -> None:
+        """Log the ceilings, if there are any, before the first evaluation."""
+        if ceilings := self.ceilings():
+            tracker.log(0, ceilings)
+
     def _write(self, folder: Path, images: Sequence[GeneratedImage], result: EvaluationResult, step: int) -> Path:
         for image in images:
             save_png(folder / f"prompt{image.prompt_index:02d}_seed{image.seed}.png", to_pil(image.pixels_CHW))
@@ -174,3 +181,19 @@ class Evaluator:
         grid = build_grid(by_prompt, [f"seed {seed}" for seed in self.plan.seeds], self.references, title)
         save_png(folder / "grid.png", grid)
         return folder / "grid.png"
+
+
+def evaluate_into(evaluator: Evaluator, step: int, tracker: Tracker, reporter: Reporter) -> Evaluated:
+    """Evaluate and tell everyone: history, mirrors, and a line for the user."""
+    with reporter.bar(f"step {step}: drawing", evaluator.plan.total) as bar:
+        found = evaluator.evaluate(step, bar.advance)
+    tracker.log(step, found.scalars)
+    caption = f"step {step}; rows: {', '.join(evaluator.plan.prompts)}"
+    tracker.log_images(step, "samples/grid", [(found.grid, caption)])
+    rows = [score.to_dict() for score in found.result.per_image]
+    tracker.log_table(step, "samples/scores", list(rows[0]), [list(row.values()) for row in rows])
+    scores = "  ".join(f"{label} {found.result.overall[name]:.3f}" for label, name in HEADLINE)
+    reporter.say(f"step {step:>5}  {scores}  ({found.scalars[metrics.SAMPLING_SECONDS]:.1f} s drawing)")
+    for warning in found.result.warnings if step > 0 else ():
+        reporter.warn(warning)
+    return found

@@ -1,0 +1,179 @@
+"""`boothlab report`: tables, a page and CSV files of finished runs, and on request a blind comparison or a W&B report."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from boothlab.errors import UserError
+from boothlab.files import shown, write_text
+from boothlab.progress import Reporter
+from boothlab.reporting.runs import RunRecord, is_run_folder, read_run
+from boothlab.reporting.study import Study, build_study
+
+SEVERAL = Path("outputs") / "report"
+"""Where the report of several folders goes."""
+USAGE = "boothlab report DIR… [options]"
+ABOUT = "Tables, a page and CSV files of the finished runs in some folders; a table for each sweep among them."
+EXAMPLES = (
+    ("boothlab report outputs/train", "report.md, report.html, runs.csv and checkpoints.csv, in that folder"),
+    ("boothlab report outputs/rank outputs/prior --out outputs/both", "two experiments in one report"),
+    (
+        "boothlab report outputs/rank --compare RUN_A RUN_B",
+        "a page on which people choose between the images of two runs",
+    ),
+    ("boothlab report outputs/rank --votes votes-ann.json votes-bo.json", "with what they chose"),
+    ("boothlab report outputs/rank --wandb lab/boothlab --dashboard", "on W&B too"),
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Bad arguments raise UserError, so that they end like all bad input."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; `boothlab report --help` lists what it takes")
+
+
+def run(argv: list[str]) -> int:
+    """Run the command and return its exit code."""
+    parser = _parser()
+    if any(word in ("-h", "--help") for word in argv):
+        print(_help(parser))
+        return 0
+    arguments = parser.parse_args(argv)
+    _check(arguments)
+    reporter = Reporter()
+    folders = [Path(folder) for folder in arguments.folders]
+    study = build_study(folders, title=arguments.title, split=arguments.split)
+    if arguments.votes:
+        from boothlab.reporting.votes import read_votes
+
+        study.human = read_votes([Path(path) for path in arguments.votes])
+    _say_what_is_in_it(study, reporter)
+    out = Path(arguments.out) if arguments.out else (folders[0] if len(folders) == 1 else SEVERAL)
+    _write(study, out, arguments, reporter)
+    if arguments.compare:
+        _compare(study, arguments.compare, out, reporter)
+    if arguments.wandb:
+        _publish(study, arguments, reporter)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="boothlab report", add_help=False, allow_abbrev=False)
+    add = parser.add_argument
+    add("folders", nargs="+", metavar="DIR", help="a run, an experiment, or any folder of runs")
+    add(
+        "--out",
+        metavar="DIR",
+        help=f"where to write; default: DIR itself, or {SEVERAL.as_posix()} if there are several",
+    )
+    add("--title", metavar="TEXT", help="title of the report; default: the names of the folders")
+    add("--split", action="store_true", help="separate tables for runs whose scores were measured differently")
+    add("--no-html", action="store_true", help="leave report.html out")
+    add("--parquet", action="store_true", help="fail if runs.parquet cannot be written, for want of pyarrow")
+    add(
+        "--compare", nargs=2, metavar=("RUN_A", "RUN_B"), help="write a blind comparison of two runs (names or folders)"
+    )
+    add("--votes", nargs="+", metavar="FILE", help="votes exported from such a comparison, to be counted")
+    add("--wandb", metavar="ENTITY/PROJECT", help="publish the report on W&B")
+    add("--dashboard", action="store_true", help="with --wandb: set up the project's workspace too")
+    return parser
+
+
+def _help(parser: argparse.ArgumentParser) -> str:
+    """The page, made of the parser's own arguments."""
+    rows = [(_shown_argument(action), action.help or "") for action in parser._actions]
+    width = max(len(argument) for argument, _ in rows)
+    options = "\n".join(f"  {argument:<{width}}  {what}" for argument, what in rows)
+    examples = "\n".join(f"  {command}\n      {what}" for command, what in EXAMPLES)
+    return f"usage: {USAGE}\n\n{ABOUT}\n\nexamples\n{examples}\n\noptions\n{options}"
+
+
+def _shown_argument(action: argparse.Action) -> str:
+    names = [action.metavar] if isinstance(action.metavar, str) else [*(action.metavar or ())]
+    more = "…" if action.nargs == "+" else ""
+    return " ".join([*action.option_strings, *names]) + more
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raises UserError for arguments that do not go together, before anything is read."""
+    if arguments.dashboard and not arguments.wandb:
+        raise UserError("--dashboard sets up a W&B workspace; give --wandb ENTITY/PROJECT too")
+    if arguments.wandb and len([part for part in arguments.wandb.split("/") if part.strip()]) != 2:
+        raise UserError(f"--wandb {arguments.wandb}: must be ENTITY/PROJECT, as in --wandb my-team/boothlab")
+    if arguments.out and Path(arguments.out).is_file():
+        raise UserError(f"--out {shown(arguments.out)}: is a file; give a folder")
+
+
+def _say_what_is_in_it(study: Study, reporter: Reporter) -> None:
+    tables = len({(table.name, table.group) for table in study.tables})
+    reporter.say(f"{len(study.runs)} finished runs, {tables} {'table' if tables == 1 else 'tables'}")
+    if study.left_out:
+        name, why = study.left_out[0]
+        more = f" and {len(study.left_out) - 1} more, named in the report" if len(study.left_out) > 1 else ""
+        reporter.warn(f"left out: {name} ({why}){more}")
+    for table in study.tables:
+        if table.missing and table.reading == "best":
+            reporter.warn(f"sweep {table.name}: {len(table.missing)} of its runs are not finished")
+
+
+def _write(study: Study, out: Path, arguments: argparse.Namespace, reporter: Reporter) -> None:
+    from boothlab.reporting.export import (
+        parquet_available,
+        write_checkpoints_csv,
+        write_checkpoints_parquet,
+        write_csv,
+        write_parquet,
+    )
+    from boothlab.reporting.markdown import to_markdown
+
+    everything = [*study.runs, *study.unfinished]
+    write_text(out / "report.md", to_markdown(study))
+    reporter.say(shown(out / "report.md"), tag="report ", style="green")
+    if not arguments.no_html:
+        from boothlab.reporting.page import write_page
+
+        write_page(study, out / "report.html")
+        reporter.say(shown(out / "report.html"), tag="page   ", style="green")
+    write_csv(everything, out / "runs.csv")
+    write_checkpoints_csv(everything, out / "checkpoints.csv")
+    reporter.say(f"{shown(out / 'runs.csv')}, checkpoints.csv", tag="numbers", style="green")
+    if arguments.parquet or parquet_available():
+        write_parquet(everything, out / "runs.parquet")
+        write_checkpoints_parquet(everything, out / "checkpoints.parquet")
+        reporter.say(f"{shown(out / 'runs.parquet')}, checkpoints.parquet", tag="numbers", style="green")
+    else:
+        reporter.say("no runs.parquet: that takes pyarrow (pip install 'boothlab[parquet]')")
+
+
+def _compare(study: Study, names: Sequence[str], out: Path, reporter: Reporter) -> None:
+    from boothlab.reporting.compare import write_comparison
+
+    run_a, run_b = (_run_named(study, name) for name in names)
+    if run_a.folder == run_b.folder:
+        raise UserError(f"--compare: {run_a.name} is given twice; name two runs")
+    path = out / f"compare-{run_a.name}-{run_b.name}.html"
+    write_comparison(run_a, run_b, path)
+    reporter.say(shown(path), tag="compare", style="green")
+
+
+def _run_named(study: Study, name: str) -> RunRecord:
+    """A run of the study by its name or folder, or any other run by its folder."""
+    folder = Path(name)
+    for run in study.runs:
+        if run.name == name or run.folder == folder.resolve():
+            return run
+    if is_run_folder(folder):
+        return read_run(folder.resolve())
+    raise UserError(
+        f"--compare {shown(name)}: is no finished run of this report and no run folder; see runs.csv for names"
+    )
+
+
+def _publish(study: Study, arguments: argparse.Namespace, reporter: Reporter) -> None:
+    from boothlab.reporting.wandb_report import publish
+
+    entity, project = arguments.wandb.split("/")
+    url = publish(study, entity, project, dashboard=arguments.dashboard)
+    reporter.say(url, tag="W&B    ", style="green")

@@ -1,0 +1,1 @@
+"""Tables, plots and pages over finished runs. Reads run folders, never changes them."""
