@@ -4,10 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: demo test lint format bench clean
+STUDY := learning_rate lora_rank text_encoder prior_preservation class_prompt text_encoder_prior
+
+.PHONY: demo study test lint format bench clean
 
 demo: $(VENV)/.installed ## the main job: a DreamBooth-LoRA run on the built-in miniature
 	$(BIN)/boothlab train
+
+study: $(VENV)/.installed ## the six tables of the published study on the miniature; the same command continues it
+	for sweep in $(STUDY); do $(BIN)/boothlab sweep $$sweep --no-report hydra/launcher=joblib || exit $$?; done
+	$(BIN)/boothlab report outputs/study
 
 test: $(VENV)/.installed-dev ## all tests but the slow ones
 	$(BIN)/python -m pytest -m "not slow"
@@ -33,7 +39,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(INPUTS) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[joblib]'
 	touch $@
 
 $(VENV)/.installed-dev: $(INPUTS) | $(BIN)/python

@@ -265,6 +265,12 @@ class OptimConfig(Checked):
         )
         need(self.restarts >= 1, "optim.restarts", self.restarts, "must be at least 1")
         need(self.power > 0, "optim.power", self.power, "must be above 0")
+        need(
+            self.schedule is not LrSchedule.polynomial or self.lr > 1e-7,
+            "optim.lr",
+            self.lr,
+            "must be above 1e-7, where optim.schedule=polynomial ends",
+        )
 
 
 @dataclass

@@ -21,7 +21,15 @@ from boothlab.errors import UserError
 from boothlab.files import shown
 
 #: what composing can raise for bad input; anything else is a fault of the program
-BAD_INPUT = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError, AssertionError)
+BAD_INPUT = (
+    HydraException,
+    OmegaConfBaseException,
+    yaml.YAMLError,
+    ValueError,
+    OSError,
+    AssertionError,
+    AttributeError,
+)
 
 
 def explain(error: BaseException, schema: type) -> UserError:
@@ -134,6 +142,8 @@ def _from_message(chain: list[BaseException], schema: type) -> str:
     texts = [str(one) for one in chain if str(one).strip()] or [type(chain[0]).__name__]
     if "Unexpected type for root: NoneType" in texts[0]:  # OmegaConf's assertion for a key below a null
         return "a key lies in a section that is null; choose the section first, as in backbone=sd15"
+    if match := re.match(r"'NoneType' object has no attribute.*full_key: (\S+)", texts[0], re.DOTALL):
+        return f"{match[1]}: is null and takes no values; choose it first, as in {match[1]}=sd15 {match[1]}.KEY=VALUE"
     if match := re.match(r"Ambiguous value for argument '(.*?)=(.*?)'\n1\.", texts[0], re.DOTALL):
         key, values = match[1], match[2]
         return f"{key}={values}: for a list write {key}=[{values}]; for a run with each value add -m"
