@@ -114,6 +114,9 @@ def test_rooms_are_small_and_say_what_they_are(path: Path) -> None:
         ("boothlab.cli", {"torch", "hydra", "omegaconf", "diffusers", "wandb", "rich", "numpy"}),
         ("boothlab.commands.train", {"torch", "diffusers", "transformers", "wandb", "pytorch_lightning"}),
         ("boothlab.commands.sample", {"torch", "diffusers", "transformers", "wandb", "pytorch_lightning"}),
+        ("boothlab.commands.sweep", {"torch", "diffusers", "transformers", "wandb", "pytorch_lightning"}),
+        ("boothlab.commands.score", {"torch", "diffusers", "transformers", "wandb", "pytorch_lightning"}),
+        ("boothlab.commands.report", {"torch", "hydra", "diffusers", "transformers", "wandb", "pyarrow", "scipy"}),
     ],
 )
 def test_nothing_heavy_is_imported_before_it_is_needed(module: str, absent: set[str]) -> None:

@@ -6,8 +6,10 @@ the weights bit for bit the same. Nothing in boothlab draws from a global genera
 
 import hashlib
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # deriving a seed takes no torch, and a report that resamples should not wait for it
+    import torch
 
 
 class Stream(StrEnum):
@@ -33,6 +35,8 @@ def derive_seed(seed: int, stream: str, *indices: int | str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big") >> 1
 
 
-def generator(seed: int, stream: str, *indices: int | str) -> torch.Generator:
+def generator(seed: int, stream: str, *indices: int | str) -> "torch.Generator":
     """A CPU generator for one stream at one place. CPU always, so that results do not depend on the device."""
+    import torch
+
     return torch.Generator(device="cpu").manual_seed(derive_seed(seed, stream, *indices))

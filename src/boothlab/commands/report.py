@@ -1,4 +1,4 @@
-"""`boothlab report`: tables, a page and CSV files of finished runs, and on request a blind comparison or a W&B report."""
+"""`boothlab report`: tables, a page and CSV files of finished runs; a blind comparison and a W&B report on request."""
 
 import argparse
 from collections.abc import Sequence
@@ -8,6 +8,15 @@ from typing import NoReturn
 from boothlab.errors import UserError
 from boothlab.files import shown, write_text
 from boothlab.progress import Reporter
+from boothlab.reporting.export import (
+    parquet_available,
+    require_parquet,
+    write_checkpoints_csv,
+    write_checkpoints_parquet,
+    write_csv,
+    write_parquet,
+)
+from boothlab.reporting.markdown import to_markdown
 from boothlab.reporting.runs import RunRecord, is_run_folder, read_run
 from boothlab.reporting.study import Study, build_study
 
@@ -104,30 +113,24 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError(f"--wandb {arguments.wandb}: must be ENTITY/PROJECT, as in --wandb my-team/boothlab")
     if arguments.out and Path(arguments.out).is_file():
         raise UserError(f"--out {shown(arguments.out)}: is a file; give a folder")
+    if arguments.parquet:
+        require_parquet()
 
 
 def _say_what_is_in_it(study: Study, reporter: Reporter) -> None:
-    tables = len({(table.name, table.group) for table in study.tables})
-    reporter.say(f"{len(study.runs)} finished runs, {tables} {'table' if tables == 1 else 'tables'}")
+    counts = {"finished run": len(study.runs), "table": len({(table.name, table.group) for table in study.tables})}
+    reporter.say(", ".join(f"{count} {what}{'' if count == 1 else 's'}" for what, count in counts.items()))
     if study.left_out:
         name, why = study.left_out[0]
         more = f" and {len(study.left_out) - 1} more, named in the report" if len(study.left_out) > 1 else ""
         reporter.warn(f"left out: {name} ({why}){more}")
     for table in study.tables:
         if table.missing and table.reading == "best":
-            reporter.warn(f"sweep {table.name}: {len(table.missing)} of its runs are not finished")
+            count = len(table.missing)
+            reporter.warn(f"sweep {table.name} is not complete: {count} run{'' if count == 1 else 's'} missing")
 
 
 def _write(study: Study, out: Path, arguments: argparse.Namespace, reporter: Reporter) -> None:
-    from boothlab.reporting.export import (
-        parquet_available,
-        write_checkpoints_csv,
-        write_checkpoints_parquet,
-        write_csv,
-        write_parquet,
-    )
-    from boothlab.reporting.markdown import to_markdown
-
     everything = [*study.runs, *study.unfinished]
     write_text(out / "report.md", to_markdown(study))
     reporter.say(shown(out / "report.md"), tag="report ", style="green")
@@ -139,7 +142,7 @@ def _write(study: Study, out: Path, arguments: argparse.Namespace, reporter: Rep
     write_csv(everything, out / "runs.csv")
     write_checkpoints_csv(everything, out / "checkpoints.csv")
     reporter.say(f"{shown(out / 'runs.csv')}, checkpoints.csv", tag="numbers", style="green")
-    if arguments.parquet or parquet_available():
+    if parquet_available():
         write_parquet(everything, out / "runs.parquet")
         write_checkpoints_parquet(everything, out / "checkpoints.parquet")
         reporter.say(f"{shown(out / 'runs.parquet')}, checkpoints.parquet", tag="numbers", style="green")

@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,7 @@ CHUNK = 1_000
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over `units` units with a percentile-bootstrap interval; no bounds when there is only one unit."""
+    """A mean over `units` units with its interval (bootstrap or t); no bounds when there is only one unit."""
 
     mean: float
     low: float | None
@@ -65,6 +66,24 @@ def mean_interval(values: UnitValues, seed: int, confidence: float = 0.95, resam
     """Mean of the unit means with its bootstrap interval. With fewer than about 8 units the interval is too narrow."""
     means_U = np.array(list(unit_means(values).values()))
     return _bootstrap(means_U, derive_seed(seed, Stream.EVALUATION, "mean_interval"), confidence, resamples)
+
+
+def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Mean of a few independent values, one a unit, with Student's t interval: for the 2 to 5 seeds of a setting.
+
+    A bootstrap of so few would be far too narrow; this one is right if the values are about normal. UserError for no
+    value, or NaN.
+    """
+    if not 0 < confidence < 1:
+        raise UserError(f"confidence must be between 0 and 1, not {confidence}")
+    if len(values) == 0 or not all(map(math.isfinite, values)):
+        raise UserError(f"an interval needs at least one value, and finite ones, not {list(values)}")
+    mean, units = math.fsum(values) / len(values), len(values)
+    if units < 2:
+        return Interval(mean, None, None, confidence, units)
+    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (units - 1))
+    half_width = _t_quantile((1 + confidence) / 2, units - 1) * spread / math.sqrt(units)
+    return Interval(mean, mean - half_width, mean + half_width, confidence, units)
 
 
 def paired_bootstrap(
@@ -109,6 +128,14 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[name]))
         adjusted[name] = highest
     return {name: adjusted[name] for name in p_values}
+
+
+@lru_cache(maxsize=256)
+def _t_quantile(probability: float, degrees_of_freedom: int) -> float:
+    # Not scipy.stats.t, whose import takes over a second: its ppf is this very function.
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees_of_freedom, probability))
 
 
 def _paired_differences(first: UnitValues, second: UnitValues) -> NDArray[np.float64]:

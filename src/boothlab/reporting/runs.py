@@ -114,7 +114,18 @@ class RunRecord:
     @property
     def image_seeds(self) -> list[int]:
         """The image seeds of an evaluation."""
-        return [int(seed) for seed in (self.config.get("evaluation") or {}).get("seeds", [])]
+        evaluation = self.config.get("evaluation")
+        if evaluation:
+            return [int(seed) for seed in evaluation.get("seeds", [])]
+        # A scoring takes them from the run that it scores; its images carry them in their names.
+        folder = self.last.folder if self.last else None
+        names = [path.stem for path in folder.glob("prompt00_seed*.png")] if folder else []
+        return sorted(int(name.removeprefix("prompt00_seed")) for name in names)
+
+    @property
+    def is_scoring(self) -> bool:
+        """Whether it scored the adapter of another run (`boothlab score`) and trained nothing."""
+        return "lora" not in self.config
 
     def best(self, score: str) -> Checkpoint | None:
         """The checkpoint after step 0 with the best finite value of a score; the earliest of equals."""
@@ -170,10 +181,16 @@ def settings_of(run: RunRecord) -> dict[str, Any]:
 
 
 def varied_keys(runs: Sequence[RunRecord]) -> list[str]:
-    """The config keys, the seed apart, that are not the same in all runs, in the order of the config."""
-    settings = [settings_of(run) for run in runs]
-    keys = dict.fromkeys(key for values in settings for key in values)
-    return [key for key in keys if len({repr(values.get(key)) for values in settings}) > 1]
+    """The config keys, the seed apart, that are not the same in all runs, in the order of the config.
+
+    Trainings and scorings have other keys altogether; each are compared among themselves.
+    """
+    found: dict[str, None] = {}
+    for kind in (False, True):
+        settings = [settings_of(run) for run in runs if run.is_scoring is kind]
+        keys = dict.fromkeys(key for values in settings for key in values)
+        found |= {key: None for key in keys if len({repr(values.get(key)) for values in settings}) > 1}
+    return list(found)
 
 
 def shown_value(value: Any) -> str:
