@@ -18,6 +18,7 @@ from boothlab.errors import UserError
 from boothlab.files import shown
 from boothlab.progress import Reporter
 from boothlab.sweeping.run import run_sweep, take_options
+from boothlab.tracking.lock import owned
 from boothlab.tracking.manifest import read_manifest
 
 HELP = HelpPage(
@@ -59,9 +60,10 @@ def score(config: ScoreConfig, resolved: dict[str, Any], run_dir: Path, one_of_m
         raise UserError(f"run={shown(trained_dir)}: is not a training run; give the folder of one")
     trained, _ = from_resolved(settings, TrainConfig)
     reporter.say(f"run folder {run_dir}")
-    scoring = build_score_run(config, trained, trained_dir, resolved, run_dir, sys.argv, reporter)
-    with scoring.tracker:
-        scoring.execute()
+    with owned(run_dir):
+        scoring = build_score_run(config, trained, trained_dir, resolved, run_dir, sys.argv, reporter)
+        with scoring.tracker:
+            scoring.execute()
     if not reporter.quiet:
         show_run(run_dir, reporter.console)
     return finished_summary(run_dir) or {}

@@ -12,6 +12,7 @@ from boothlab.errors import UserError
 from boothlab.files import sha256_file, shown
 from boothlab.progress import Reporter
 from boothlab.sweeping.run import run_sweep, take_options
+from boothlab.tracking.lock import owned
 from boothlab.tracking.manifest import config_hash, read_manifest
 
 HELP = HelpPage(
@@ -57,9 +58,10 @@ def train(config: TrainConfig, resolved: dict[str, Any], run_dir: Path, one_of_m
             _show(run_dir, reporter)
             return summary
     reporter.say(f"run folder {run_dir}")
-    run = build_training_run(config, resolved, run_dir, sys.argv, reporter)
-    with run.tracker:
-        execute(run)
+    with owned(run_dir):
+        run = build_training_run(config, resolved, run_dir, sys.argv, reporter)
+        with run.tracker:
+            execute(run)
     _show(run_dir, reporter)
     return finished_summary(run_dir) or {}
 

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from boothlab.compose.typed import load
 from boothlab.errors import NonFiniteLossError, UserError
+from boothlab.tracking.lock import RunInUseError
 
 T = TypeVar("T")
 #: what a command does: (typed config, the same as a plain dict, run folder, whether it is one job of a multirun)
@@ -22,11 +23,15 @@ Body = Callable[[T, dict[str, Any], Path, bool], object]
 
 @dataclass
 class Outcome:
-    """How a job of a multirun ended: an exit code. A single run keeps its exception, to be raised again."""
+    """How a job of a multirun ended: an exit code. A single run keeps its exception, to be raised again.
+
+    `in_use` means that another process works on that very run, so that this one left it alone.
+    """
 
     code: int = 0
     value: object = None
     error: str | None = None
+    in_use: bool = False
     exception: BaseException | None = None
 
 
@@ -63,7 +68,8 @@ def _report(error: Exception, overrides: Iterable[str]) -> Outcome:
         traceback.print_exception(error)
         line = f"{type(error).__name__}: {error}"
     print(f"boothlab: error: the job {job} failed: {line}", file=sys.stderr, flush=True)
-    return Outcome(2 if isinstance(error, UserError) else 1, error=line)
+    in_use = isinstance(error, RunInUseError)
+    return Outcome(2 if isinstance(error, UserError) and not in_use else 1, error=line, in_use=in_use)
 
 
 def code_of_run(job_return: JobReturn) -> int:

@@ -73,7 +73,8 @@ def _launch(multirun: Multirun, jobs: list[PlannedJob], reporter: Reporter) -> d
     for job, outcome in zip(jobs, outcomes, strict=True):
         if outcome.code:
             failures[job.run_dir] = outcome.error or f"exit code {outcome.code}"
-            note_failure(job.run_dir, failures[job.run_dir])
+            if not outcome.in_use:
+                note_failure(job.run_dir, failures[job.run_dir])
     return failures
 
 
@@ -86,7 +87,7 @@ def show_plan(
     for key, values in multirun.params.items():
         reporter.say(f"  {key} = {', '.join(values)}")
     for one in standing:
-        if one.state in (JobState.FAILED, JobState.MISTAKEN):
+        if one.state in (JobState.FAILED, JobState.MISTAKEN, JobState.RUNNING):
             retry = f" ({RETRY} runs it again)" if one.state is JobState.FAILED and one not in left else ""
             telling = differing([other.job for other in standing])
             reporter.say(f"{label(one.job, telling)}: {one.why}{retry}", tag=one.state.value, style="red")

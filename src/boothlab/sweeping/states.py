@@ -9,13 +9,15 @@ from boothlab.compose.jobs import PlannedJob
 from boothlab.errors import UserError
 from boothlab.files import read_json, write_json
 from boothlab.tracking.history import FILE_NAME as HISTORY
+from boothlab.tracking.lock import owner_of
 from boothlab.tracking.summary import FILE_NAME as SUMMARY
 
 
 class JobState(StrEnum):
-    """What to do with a job. A folder that still says `running` was killed outright, so it is interrupted too."""
+    """What to do with a job. A run that nobody works in and that did not end was killed: it is interrupted."""
 
     FINISHED = "finished"
+    RUNNING = "running elsewhere"
     INTERRUPTED = "interrupted"
     FAILED = "failed"
     NEW = "new"
@@ -38,6 +40,8 @@ def state_of(job: PlannedJob) -> StandingJob:
     status, error = _status(job.run_dir)
     if status == "finished":
         return StandingJob(job, JobState.FINISHED)
+    if owner := owner_of(job.run_dir):
+        return StandingJob(job, JobState.RUNNING, str(owner))
     if status == "failed":
         return StandingJob(job, JobState.FAILED, error)
     begun = (job.run_dir / HISTORY).exists() or (job.run_dir / "checkpoints").exists()
