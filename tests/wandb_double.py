@@ -6,6 +6,7 @@ error and kept in `unknown`, which `wandb_server` asserts to be empty: a new W&B
 
 import base64
 import gzip
+import itertools
 import json
 import re
 import threading
@@ -13,7 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+import pytest
+import yaml
 
 GOOD_KEY = "a" * 40
 ENTITY = {"id": "RW50aXR5OjE=", "name": "tester"}
@@ -36,6 +41,12 @@ class ServerRun:
         return [json.loads(lines[number]) for number in sorted(lines)]
 
     @property
+    def summary(self) -> dict[str, Any]:
+        lines = self.stream.get("wandb-summary.json", {})
+        found: dict[str, Any] = json.loads(lines[max(lines)]) if lines else {}
+        return found
+
+    @property
     def config_values(self) -> dict[str, Any]:
         return {key: item["value"] for key, item in self.config.items() if key != "_wandb"}
 
@@ -51,6 +62,30 @@ class ServerArtifact:
     committed: bool = False
 
 
+@dataclass
+class ServerSweep:
+    """A grid sweep: `waiting` holds the values of the runs that no agent has been given yet."""
+
+    id: str
+    project: str
+    config: dict[str, Any]
+    waiting: list[dict[str, Any]] = field(default_factory=list)
+    given: int = 0
+
+    def __post_init__(self) -> None:
+        parameters = self.config["parameters"]
+        values = [one["values"] if "values" in one else [one["value"]] for one in parameters.values()]
+        self.waiting = [dict(zip(parameters, combination, strict=True)) for combination in itertools.product(*values)]
+
+    def next_command(self) -> dict[str, Any]:
+        if not self.waiting:
+            return {"type": "exit"}
+        self.given += 1
+        args = {key: {"value": value} for key, value in self.waiting.pop(0).items()}
+        program = self.config["program"]
+        return {"type": "run", "run_id": f"{self.id}run{self.given}", "program": program, "args": args, "logs": []}
+
+
 class Server(ThreadingHTTPServer):
     """The state of the double, and its GraphQL operations as methods named after them."""
 
@@ -62,6 +97,9 @@ class Server(ThreadingHTTPServer):
         self.runs: dict[str, ServerRun] = {}
         self.artifacts: dict[str, ServerArtifact] = {}
         self.uploads: dict[str, bytes] = {}
+        self.sweeps: dict[str, ServerSweep] = {}
+        self.agents: dict[str, ServerSweep] = {}
+        self.views: list[dict[str, Any]] = []
         self.unknown: list[str] = []
         self.dead = False
         self._count = 0
@@ -95,6 +133,8 @@ class Server(ThreadingHTTPServer):
     def Viewer(self, variables: dict[str, Any]) -> Any:
         return {"viewer": {"id": "VXNlcjox", "entity": "tester", "username": "tester", "flags": "{}", "teams": None}}
 
+    GetDefaultEntity = Viewer
+
     def ServerFeaturesQuery(self, variables: dict[str, Any]) -> Any:
         return {"serverInfo": {"features": []}}
 
@@ -124,6 +164,72 @@ class Server(ThreadingHTTPServer):
         run = variables["run"]
         files = [{"name": name, "uploadUrl": f"{self.url}/store/{run}/{name}"} for name in variables["files"]]
         return {"createRunFiles": {"runID": self.runs[run].id, "uploadHeaders": [], "files": files}}
+
+    def Runs(self, variables: dict[str, Any]) -> Any:
+        """Only the filter {"name": {"$in": [ids]}} is understood; any other counts as an unknown operation."""
+        filters, project = json.loads(variables["filters"]), variables["project"]
+        if list(filters) != ["name"] or list(filters["name"]) != ["$in"]:
+            self.unknown.append(f"Runs with the filter {filters}")
+        if project not in self._projects():
+            return {"project": None}
+        wanted = set(filters["name"]["$in"])
+        found = [run for run in self.runs.values() if run.name in wanted and run.fields["project"] == project]
+        edges = [{"node": self._run(run), "cursor": run.id} for run in found]
+        page = {"endCursor": None, "hasNextPage": False}
+        runs = {"edges": edges, "pageInfo": page}
+        return {"project": {"internalId": "1", "runCount": len(found), "readOnly": False, "runs": runs}}
+
+    def _run(self, run: ServerRun) -> dict[str, Any]:
+        return {"id": run.id, "name": run.name, "displayName": run.fields.get("displayName"), "state": "finished"}
+
+    # --- GraphQL: sweeps and their agents
+
+    def UpsertSweep(self, variables: dict[str, Any]) -> Any:
+        config, project = yaml.safe_load(variables["config"]), variables["projectName"]
+        sweep = ServerSweep(f"sweep{len(self.sweeps) + 1:03d}", project, config)
+        self.sweeps[sweep.id] = sweep
+        answer = {"name": sweep.id, "project": {"id": "UHJvamVjdDox", "name": project, "entity": ENTITY}}
+        return {"upsertSweep": {"sweep": answer, "configValidationWarnings": []}}
+
+    def SweepWithRuns(self, variables: dict[str, Any]) -> Any:
+        sweep = self.sweeps[variables["sweep"]]
+        answer = {"id": sweep.id, "name": sweep.id, "config": yaml.safe_dump(sweep.config), "runs": {"edges": []}}
+        return {"project": {"sweep": answer}}
+
+    def CreateAgent(self, variables: dict[str, Any]) -> Any:
+        agent = self.new_id("Agent")
+        self.agents[agent] = self.sweeps[variables["sweep"]]
+        return {"createAgent": {"agent": {"id": agent}}}
+
+    def Heartbeat(self, variables: dict[str, Any]) -> Any:
+        busy = json.loads(variables["runState"])
+        commands = [] if busy else [self.agents[variables["id"]].next_command()]
+        return {"agentHeartbeat": {"agent": {"id": variables["id"]}, "commands": json.dumps(commands)}}
+
+    # --- GraphQL: reports and dashboards
+
+    def ProjectInternalId(self, variables: dict[str, Any]) -> Any:
+        known = variables["projectName"] in self._projects()
+        return {"project": {"id": "UHJvamVjdDox", "internalId": "1"} if known else None}
+
+    def _projects(self) -> list[str]:
+        return sorted({run.fields["project"] for run in self.runs.values()})
+
+    def GetProjects(self, variables: dict[str, Any]) -> Any:
+        node = {"id": "x", "entityName": variables["entity"], "isBenchmark": False, "user": None}
+        node |= {"__typename": "Project", "createdAt": "2026-01-01T00:00:00Z"}
+        page = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
+        edges = [{"node": node | {"name": name}} for name in self._projects()]
+        return {"models": {"pageInfo": page, "edges": edges}}
+
+    def UpsertView(self, variables: dict[str, Any]) -> Any:
+        self.views.append(variables)
+        view = {"id": f"view{len(self.views)}", "name": variables["name"], "displayName": variables["displayName"]}
+        view |= {"description": variables["description"], "type": variables["type"], "spec": variables["spec"]}
+        project = {"id": "x", "name": variables["projectName"], "entityName": variables["entityName"]}
+        return {"upsertView": {"view": view | {"project": project, "updatedAt": None}, "inserted": True}}
+
+    UpsertView2 = UpsertView
 
     # --- GraphQL: artifacts
 
@@ -224,7 +330,8 @@ class Handler(BaseHTTPRequestHandler):
     def _graphql(self, request: dict[str, Any]) -> dict[str, Any]:
         match = re.search(r"(?:query|mutation)\s+(\w+)", request["query"])
         operation = request.get("operationName") or (match[1] if match else "?")
-        method = getattr(self.server, operation, None) if operation[:1].isupper() else None
+        operation = operation[:1].upper() + operation[1:]  # wandb-workspaces says upsertView
+        method = getattr(self.server, operation, None)
         if method is None:
             self.server.unknown.append(operation)
             return {"errors": [{"message": f"the double does not know {operation}"}], "data": None}
@@ -240,3 +347,29 @@ def wandb_server() -> Iterator[Server]:
     finally:
         server.kill()
     assert server.unknown == []
+
+
+@contextmanager
+def isolated_wandb(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No key, no settings and no folder of the user is seen, no server is found; W&B's global state ends with it."""
+    import wandb
+
+    for name in ("API_KEY", "MODE", "RUN_ID", "SWEEP_ID", "SWEEP_PARAM_PATH", "PROJECT", "ENTITY"):
+        monkeypatch.delenv(f"WANDB_{name}", raising=False)
+    for name in ("DIR", "DATA_DIR", "CACHE_DIR", "CONFIG_DIR"):
+        (folder / name.lower()).mkdir(parents=True)
+        monkeypatch.setenv(f"WANDB_{name}", str(folder / name.lower()))
+    monkeypatch.setenv("NETRC", str(folder / "netrc"))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens there
+    wandb.teardown()  # an earlier test may have left a singleton that remembers another environment
+    yield
+    wandb.teardown()
+
+
+@contextmanager
+def logged_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A running double that W&B finds, with the key that it takes."""
+    with wandb_server() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", GOOD_KEY)
+        yield server

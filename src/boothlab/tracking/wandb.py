@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from boothlab.errors import UserError
 from boothlab.tracking.background import Background
+from boothlab.tracking.history import FILE_NAME as HISTORY
+from boothlab.tracking.history import read_history
 from boothlab.tracking.manifest import plain
 from boothlab.tracking.metrics import REGISTRY, STEP_KEY
 from boothlab.tracking.redaction import redact
@@ -121,8 +123,9 @@ class WandbMirror:
     ) -> None:
         """Open a fresh W&B run that writes to `run_dir`/wandb. Raises UserError only, for an unknown mode.
 
-        If the server cannot be reached or refuses the key, the run is recorded offline and the log says how to send it
-        later.
+        Rows that metrics.jsonl already holds, of a run that goes on after a checkpoint, are sent first: W&B cannot
+        continue an offline run, and the new one shall be whole. If the server cannot be reached or refuses the key,
+        the run is recorded offline and the log says how to send it later.
         """
         wanted = check_mode(mode)
         try:
@@ -135,6 +138,9 @@ class WandbMirror:
                 "config": redact(plain(config)),
             }
             self._start(resolve_mode(wanted), arguments)
+            if self._run is not None and (run_dir / HISTORY).is_file():
+                for row in read_history(run_dir / HISTORY).rows:
+                    self.log(row.step, row.scalars)
         except Exception as error:  # whatever W&B throws, training goes on
             self._warn(f"W&B could not start and is off for this run: {error}")
 
