@@ -39,8 +39,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     def write_comparison(run_a: RunRecord, run_b: RunRecord, path: Path, *, seed: int = 0) -> None:
         found.comparisons.append((run_a.name, run_b.name, path))
 
-    def read_votes(paths: list[Path]) -> str:
-        found.votes.append(paths)
+    def read_votes(paths: list[Path], keys: list[Path]) -> str:
+        found.votes.append([*paths, *keys])
         return "the votes"
 
     def publish(study: Study, entity: str, project: str, *, dashboard: bool) -> str:
@@ -49,7 +49,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
     parts = {
         "page": {"write_page": write_page},
-        "compare": {"write_comparison": write_comparison},
+        "compare": {"write_comparison": write_comparison, "key_path": lambda path: path.with_suffix(".key.json")},
         "votes": {"read_votes": read_votes},
         "wandb_report": {"publish": publish},
     }
@@ -145,9 +145,19 @@ def test_comparison_with_a_run_from_elsewhere(folder: Path, calls: Calls, tmp_pa
     assert calls.comparisons[0][:2] == (first.name, other.name)
 
 
+def test_comparison_alone_writes_no_report(folder: Path, calls: Calls, tmp_path: Path) -> None:
+    first, second = sorted(path for path in folder.glob("dollhouse*-s0"))
+    assert report.run(["--compare", str(first), str(second)]) == 0
+    assert calls.comparisons == [(first.name, second.name, folder / f"compare-{first.name}-{second.name}.html")]
+    assert (calls.pages, files(folder)) == ([], set())
+    report.run(["--compare", str(first), str(second), "--out", str(tmp_path / "elsewhere")])
+    assert calls.comparisons[1][2].parent == tmp_path / "elsewhere"
+
+
 def test_votes_reach_the_study(folder: Path, calls: Calls) -> None:
+    (folder / "compare.key.json").write_text("{}", encoding="utf-8")
     report.run([str(folder), "--votes", "ann.json", "bo.json"])
-    assert calls.votes == [[Path("ann.json"), Path("bo.json")]]
+    assert calls.votes == [[Path("ann.json"), Path("bo.json"), folder / "compare.key.json"]]
     assert calls.pages[0][0].human == "the votes"
 
 
@@ -169,7 +179,8 @@ def test_split_makes_tables_of_what_cannot_be_mixed(folder: Path, calls: Calls) 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "the following arguments are required: DIR; `boothlab report --help` lists what it takes"),
+        ([], "no folder of runs given, as in boothlab report outputs/train; see boothlab report --help"),
+        (["--compare", "a", "b", "--votes", "v.json"], "--votes and --wandb belong to a report"),
         (["{folder}", "--colour"], "unrecognized arguments: --colour; `boothlab report --help`"),
         (["{folder}", "--titl", "x"], "unrecognized arguments: --titl x"),
         (["{folder}", "--compare", "one"], "argument --compare: expected 2 arguments"),
@@ -179,7 +190,7 @@ def test_split_makes_tables_of_what_cannot_be_mixed(folder: Path, calls: Calls) 
         (["{folder}", "--wandb", "boothlab"], "--wandb boothlab: must be ENTITY/PROJECT"),
         (["{folder}", "--wandb", "a/b/c"], "--wandb a/b/c: must be ENTITY/PROJECT"),
         (["{folder}", "--out", "{folder}/sweeps/rank.json"], "rank.json: is a file; give a folder"),
-        (["{folder}", "--compare", "x", "y"], "--compare x: is no finished run of this report and no run folder"),
+        (["{folder}", "--compare", "x", "y"], "--compare x: is no run folder, nor a finished run of this report"),
     ],
 )
 def test_bad_input_is_one_line(folder: Path, calls: Calls, arguments: list[str], message: str) -> None:
@@ -214,7 +225,7 @@ def test_nothing_finished_writes_nothing(tmp_path: Path, calls: Calls) -> None:
 def test_help_lists_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert report.run(["--help"]) == 0
     page = capsys.readouterr().out
-    assert page.startswith("usage: boothlab report DIR… [options]\n")
+    assert page.startswith("usage: boothlab report DIR… [options], or boothlab report --compare RUN_A RUN_B\n")
     for option in ("--out DIR", "--title TEXT", "--split", "--no-html", "--parquet", "--compare RUN_A RUN_B"):
         assert f"\n  {option} " in page
     for option in ("--votes FILE…", "--wandb ENTITY/PROJECT", "--dashboard"):

@@ -22,7 +22,7 @@ from boothlab.reporting.study import Study, build_study
 
 SEVERAL = Path("outputs") / "report"
 """Where the report of several folders goes."""
-USAGE = "boothlab report DIR… [options]"
+USAGE = "boothlab report DIR… [options], or boothlab report --compare RUN_A RUN_B"
 ABOUT = "Tables, a page and CSV files of the finished runs in some folders; a table for each sweep among them."
 EXAMPLES = (
     ("boothlab report outputs/train", "report.md, report.html, runs.csv and checkpoints.csv, in that folder"),
@@ -53,16 +53,20 @@ def run(argv: list[str]) -> int:
     _check(arguments)
     reporter = Reporter()
     folders = [Path(folder) for folder in arguments.folders]
+    if not folders:
+        _compare([], arguments.compare, Path(arguments.out) if arguments.out else None, reporter)
+        return 0
+    out = Path(arguments.out) if arguments.out else (folders[0] if len(folders) == 1 else SEVERAL)
     study = build_study(folders, title=arguments.title, split=arguments.split)
     if arguments.votes:
         from boothlab.reporting.votes import read_votes
 
-        study.human = read_votes([Path(path) for path in arguments.votes])
+        keys = sorted(path for folder in (*folders, out) for path in folder.glob("*.key.json"))
+        study.human = read_votes([Path(path) for path in arguments.votes], keys=list(dict.fromkeys(keys)))
     _say_what_is_in_it(study, reporter)
-    out = Path(arguments.out) if arguments.out else (folders[0] if len(folders) == 1 else SEVERAL)
     _write(study, out, arguments, reporter)
     if arguments.compare:
-        _compare(study, arguments.compare, out, reporter)
+        _compare(study.runs, arguments.compare, out, reporter)
     if arguments.wandb:
         _publish(study, arguments, reporter)
     return 0
@@ -71,7 +75,7 @@ def run(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="boothlab report", add_help=False, allow_abbrev=False)
     add = parser.add_argument
-    add("folders", nargs="+", metavar="DIR", help="a run, an experiment, or any folder of runs")
+    add("folders", nargs="*", metavar="DIR", help="a run, an experiment, or any folder of runs")
     add(
         "--out",
         metavar="DIR",
@@ -107,6 +111,10 @@ def _shown_argument(action: argparse.Action) -> str:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Raises UserError for arguments that do not go together, before anything is read."""
+    if not arguments.folders and not arguments.compare:
+        raise UserError("no folder of runs given, as in boothlab report outputs/train; see boothlab report --help")
+    if not arguments.folders and (arguments.votes or arguments.wandb):
+        raise UserError("--votes and --wandb belong to a report; give the folder of its runs too")
     if arguments.dashboard and not arguments.wandb:
         raise UserError("--dashboard sets up a W&B workspace; give --wandb ENTITY/PROJECT too")
     if arguments.wandb and len([part for part in arguments.wandb.split("/") if part.strip()]) != 2:
@@ -150,28 +158,28 @@ def _write(study: Study, out: Path, arguments: argparse.Namespace, reporter: Rep
         reporter.say("no runs.parquet: that takes pyarrow (pip install 'boothlab[parquet]')")
 
 
-def _compare(study: Study, names: Sequence[str], out: Path, reporter: Reporter) -> None:
-    from boothlab.reporting.compare import write_comparison
+def _compare(runs: Sequence[RunRecord], names: Sequence[str], out: Path | None, reporter: Reporter) -> None:
+    """Write the page of questions, in `out` or beside the first of the two runs."""
+    from boothlab.reporting.compare import key_path, write_comparison
 
-    run_a, run_b = (_run_named(study, name) for name in names)
+    run_a, run_b = (_run_named(runs, name) for name in names)
     if run_a.folder == run_b.folder:
         raise UserError(f"--compare: {run_a.name} is given twice; name two runs")
-    path = out / f"compare-{run_a.name}-{run_b.name}.html"
+    path = (out or run_a.folder.parent) / f"compare-{run_a.name}-{run_b.name}.html"
     write_comparison(run_a, run_b, path)
     reporter.say(shown(path), tag="compare", style="green")
+    reporter.say(f"{shown(key_path(path))} says which is which: keep it, and do not show it to those who vote")
 
 
-def _run_named(study: Study, name: str) -> RunRecord:
-    """A run of the study by its name or folder, or any other run by its folder."""
+def _run_named(runs: Sequence[RunRecord], name: str) -> RunRecord:
+    """One of the runs by its name or folder, or any other run by its folder."""
     folder = Path(name)
-    for run in study.runs:
+    for run in runs:
         if run.name == name or run.folder == folder.resolve():
             return run
     if is_run_folder(folder):
         return read_run(folder.resolve())
-    raise UserError(
-        f"--compare {shown(name)}: is no finished run of this report and no run folder; see runs.csv for names"
-    )
+    raise UserError(f"--compare {shown(name)}: is no run folder, nor a finished run of this report; give its folder")
 
 
 def _publish(study: Study, arguments: argparse.Namespace, reporter: Reporter) -> None:
