@@ -485,6 +485,93 @@ class SweepConfig(Checked):
     published: list[str] = field(default_factory=list)
 
 
+class SearchEngine(Enum):
+    """`none` runs every combination of values; `optuna` chooses the next ones from the scores so far."""
+
+    none = "none"
+    optuna = "optuna"
+
+
+class SearchObjective(Enum):
+    """What is maximised. `pareto` keeps two objectives apart: likeness and prompt-following."""
+
+    #: mean of CLIP-I, DINO and CLIP-T
+    balanced = "balanced"
+    #: mean of CLIP-I and DINO
+    fidelity = "fidelity"
+    clip_i = "clip_i"
+    dino = "dino"
+    clip_t = "clip_t"
+    #: fidelity and CLIP-T, both at the checkpoint that `balanced` would choose
+    pareto = "pareto"
+
+
+class SearchCheckpoint(Enum):
+    """Which checkpoint of a run is read: the one with the best objective, or the last."""
+
+    best = "best"
+    last = "last"
+
+
+class SearchPruner(Enum):
+    """How runs that fall behind at a checkpoint are ended early."""
+
+    none = "none"
+    median = "median"
+    hyperband = "hyperband"
+
+
+class SearchSampler(Enum):
+    """How the next settings are chosen; `auto` is tpe."""
+
+    auto = "auto"
+    tpe = "tpe"
+    random = "random"
+    nsga2 = "nsga2"
+
+
+@dataclass
+class SearchConfig(Checked):
+    """Adaptive search instead of every combination."""
+
+    #: none runs every combination of values; optuna chooses the next ones from the scores so far
+    engine: SearchEngine = SearchEngine.none
+    #: how many different settings are tried in all, earlier sittings included; each is run once for every seed
+    trials: int = 20
+    #: what is maximised: a score, balanced (mean of CLIP-I, DINO and CLIP-T), or pareto (likeness and prompt-following)
+    objective: SearchObjective = SearchObjective.balanced
+    #: the checkpoint that counts: the one with the best objective, or the last
+    at: SearchCheckpoint = SearchCheckpoint.best
+    #: ends runs early that fall behind at a checkpoint; not with objective=pareto
+    pruner: SearchPruner = SearchPruner.none
+    #: how the next settings are chosen; auto is tpe
+    sampler: SearchSampler = SearchSampler.auto
+    #: processes that work on the search at once; with more than one the order of the trials is left to chance
+    workers: int = 1
+    #: file of the trials so far; null means search/NAME.log in the experiment's folder
+    storage: str | None = None
+    #: the seed of the choices; the seeds of the runs are those of the key `seed`
+    seed: int = 0
+
+    def check(self) -> None:
+        need(self.trials >= 1, "search.trials", self.trials, "must be at least 1")
+        need(self.workers >= 1, "search.workers", self.workers, "must be at least 1")
+        need(self.seed >= 0, "search.seed", self.seed, "must not be negative")
+        need(
+            self.objective is not SearchObjective.pareto or self.pruner is SearchPruner.none,
+            "search.pruner",
+            self.pruner.value,
+            "cannot prune with search.objective=pareto, since Optuna prunes one objective only; "
+            "choose search.pruner=none, or one objective",
+        )
+        need(
+            self.storage is None or (self.storage.strip() != "" and not self.storage.endswith((".json", "/"))),
+            "search.storage",
+            repr(self.storage),
+            "must be a file that does not end in .json, such as studies/lr.log, or null",
+        )
+
+
 @dataclass
 class PathsConfig(Checked):
     """Where things lie. Nothing here changes a result."""
@@ -616,7 +703,6 @@ class ScoreConfig(Checked):
 
     def check(self) -> None:
         need(self.seed >= 0, "seed", self.seed, "must not be negative")
-        need(self.run is None or not self.train, "train", self.train, "has no effect with run=…; leave one of them out")
         need(self.steps is None or self.steps >= 1, "steps", self.steps, "must be at least 1, or null")
         need(
             self.guidance_scale is None or self.guidance_scale >= 0,

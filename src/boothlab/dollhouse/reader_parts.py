@@ -29,6 +29,13 @@ BUILT_ALIKE = ("bear", "cat", "rabbit")  # one painter draws them; ears and tail
 HEAD_STEPS = 600  # optimizer steps until the class head has no weight left
 
 
+def training_toy(rng: np.random.Generator, class_noun: str) -> ToyScene:
+    """A scene with a toy of that class whose combination of facts is not held out."""
+    while scene_is_held_out(scene := sample_toy_scene(rng, sample_subject(rng, class_noun))):
+        pass
+    return scene
+
+
 class Clip(Part):
     """The miniature CLIP: symmetric InfoNCE between pictures and prompts, with a class head that is thrown away.
 
@@ -54,9 +61,9 @@ class Clip(Part):
         """
         if step // 2 % 2 == 0:
             return [training_scene(rng) for _ in range(self.batch_size)]
-        setting, color = sample_toy_scene(rng), bool(rng.random() < 0.5)
-        alike = rng.random() < 0.5
-        classes = [str(noun) for noun in rng.permutation(BUILT_ALIKE)[:2]] if alike else CLASSES
+        color, alike = bool(rng.random() < 0.5), bool(rng.random() < 0.5)
+        classes = [str(noun) for noun in rng.permutation(BUILT_ALIKE)[:2]] if alike else list(CLASSES)
+        setting = training_toy(rng, classes[0])  # so that at least one class is not held out in it
         scenes: list[Scene] = []
         while len(scenes) < self.batch_size:
             subject = sample_subject(rng, classes[int(rng.integers(len(classes)))])

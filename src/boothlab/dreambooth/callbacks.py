@@ -11,7 +11,7 @@ import torch
 
 from boothlab.dreambooth.checkpoints import adapter_parameters, restore_checkpoint, save_checkpoint
 from boothlab.dreambooth.ema import AdapterEma
-from boothlab.dreambooth.evaluate import Evaluator, evaluate_into
+from boothlab.dreambooth.evaluate import Evaluator, OnScores, evaluate_into
 from boothlab.dreambooth.module import DreamBoothModule
 from boothlab.progress import Bar, Reporter
 from boothlab.tracking import metrics
@@ -127,9 +127,10 @@ class EvaluationCallback(StepCallback):
         every: int,
         clock: LogCallback,
         ema: EmaCallback | None,
+        on_scores: OnScores | None = None,
     ):
         self.evaluator, self.tracker, self.reporter = evaluator, tracker, reporter
-        self.every, self.clock, self.ema = every, clock, ema
+        self.every, self.clock, self.ema, self.on_scores = every, clock, ema, on_scores
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         if module.resumed_at == 0:
@@ -142,7 +143,9 @@ class EvaluationCallback(StepCallback):
 
     def _evaluate(self, step: int) -> None:
         with self._weights():
-            evaluate_into(self.evaluator, step, self.tracker, self.reporter)
+            found = evaluate_into(self.evaluator, step, self.tracker, self.reporter)
+        if self.on_scores is not None and step > 0:
+            self.on_scores(step, found.scores)
         self.clock.restart_clock()
 
     def _weights(self) -> AbstractContextManager[None]:

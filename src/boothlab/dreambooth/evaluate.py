@@ -26,6 +26,10 @@ HEADLINE = (("CLIP-I", "clip_i"), ("DINO", "dino"), ("CLIP-T", "clip_t"))
 """The scores of a one-line report: label and name in a result."""
 
 
+OnScores = Callable[[int, dict[str, float]], None]
+"""Told of each evaluation after step 0: the optimizer step, and the scores by short name (clip_i, …, balanced)."""
+
+
 @dataclass(frozen=True)
 class EvaluationPlan:
     """What is drawn each time: full prompts, image seeds, and images of the class prompt for PRES."""
@@ -55,6 +59,17 @@ class Evaluated:
     result: EvaluationResult
     grid: Path
     folder: Path
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The overall scores by short name, whatever encoders made them."""
+        measured = {name: value for name, value in self.result.overall.items() if value is not None}
+        return measured | {"balanced": balanced(self.result)}
+
+
+def balanced(result: EvaluationResult) -> float:
+    """The mean of CLIP-I, DINO and CLIP-T, as the published study averages them."""
+    return sum(float(result.overall[name] or 0.0) for name in ("clip_i", "dino", "clip_t")) / 3
 
 
 @dataclass(frozen=True)
@@ -139,9 +154,8 @@ class Evaluator:
             "pres": metrics.PRES,
         }
         values = {self._key(key): result.overall.get(name) for name, key in names.items()}
-        balanced = [result.overall[name] for name in ("clip_i", "dino", "clip_t")]
         scalars = {key: float(value) for key, value in values.items() if value is not None}
-        scalars[self._key(metrics.BALANCED)] = sum(float(value or 0.0) for value in balanced) / 3
+        scalars[self._key(metrics.BALANCED)] = balanced(result)
         scalars[metrics.CONSTANT_IMAGES] = float(result.constant_images)
         return scalars | {metrics.SAMPLING_SECONDS: sampling, metrics.SCORING_SECONDS: scoring}
 

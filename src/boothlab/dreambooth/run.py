@@ -23,7 +23,7 @@ from boothlab.dreambooth.callbacks import (
     ResumeCallback,
 )
 from boothlab.dreambooth.checkpoints import restore_checkpoint
-from boothlab.dreambooth.evaluate import Evaluator
+from boothlab.dreambooth.evaluate import Evaluator, OnScores
 from boothlab.dreambooth.module import DreamBoothModule
 from boothlab.progress import Bar, Reporter
 from boothlab.tracking.run import Tracker
@@ -45,6 +45,7 @@ class TrainingRun:
     reporter: Reporter
     settings: Callable[[int], dict[str, Any]]
     resume_from: tuple[Path, int] | None = None
+    on_scores: OnScores | None = None
 
 
 def _quiet_lightning() -> None:
@@ -63,7 +64,9 @@ def _callbacks(run: TrainingRun, bar: Bar) -> list[pl.Callback]:
     callbacks: list[pl.Callback] = [ResumeCallback(run.resume_from[0], log, ema)] if run.resume_from else []
     callbacks += [*([ema] if ema else []), log, BarCallback(bar)]
     if run.evaluator is not None:
-        callbacks.append(EvaluationCallback(run.evaluator, run.tracker, run.reporter, run.evaluate_every, log, ema))
+        callbacks.append(
+            EvaluationCallback(run.evaluator, run.tracker, run.reporter, run.evaluate_every, log, ema, run.on_scores)
+        )
     callbacks.append(CheckpointCallback(run.run_dir, config.checkpoint_every, run.settings, log, ema))
     return callbacks
 

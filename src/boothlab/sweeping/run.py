@@ -1,7 +1,7 @@
 """Runs a sweep: the plan, the jobs that are left, and at the end a table of what failed and why."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.table import Table
@@ -9,6 +9,7 @@ from rich.text import Text
 
 from boothlab.compose.job import Outcome
 from boothlab.compose.jobs import Multirun, PlannedJob, check_jobs
+from boothlab.errors import UserError
 from boothlab.files import shown
 from boothlab.progress import Reporter
 from boothlab.sweeping.estimate import estimate_seconds, past_costs, shown_seconds
@@ -27,8 +28,15 @@ class SweepOptions:
     retry_failed: bool = False
 
 
-def take_options(argv: Sequence[str]) -> tuple[SweepOptions, list[str]]:
-    """The sweep's own options, and the arguments that are left for Hydra."""
+def take_options(argv: Sequence[str], always_many: bool = False) -> tuple[SweepOptions, list[str]]:
+    """The sweep's own options, and the arguments that are left for Hydra.
+
+    Raises UserError for an option of a single run, which would start although only its plan was asked for.
+    """
+    given = [word for word in argv if word in (RETRY, DRY_RUN)]
+    many = any(word in ("-m", "--multirun") or word.startswith("hydra.mode=") for word in argv)
+    if given and not many and not always_many:
+        raise UserError(f"{given[0]}: is for many runs; add -m")
     left = [word for word in argv if word not in (RETRY, DRY_RUN)]
     return SweepOptions(DRY_RUN in argv, RETRY in argv), left
 
@@ -39,8 +47,16 @@ def to_do(standing: Sequence[StandingJob], retry_failed: bool) -> list[StandingJ
     return [one for one in standing if one.state in wanted]
 
 
-def run_sweep(multirun: Multirun, schema: type, options: SweepOptions, reporter: Reporter) -> int:
+def run_sweep(
+    multirun: Multirun,
+    schema: type,
+    options: SweepOptions,
+    reporter: Reporter,
+    record: Callable[[Multirun], None] | None = None,
+) -> int:
     """Show the plan, run what is left of it, show what failed; returns the exit code.
+
+    `record` is called before the first job, with every mistake known; a dry run leaves it out.
 
     0 when every job is finished, 1 when some failed, 2 when all that did not finish are bad input. What is finished is
     never run again, what was interrupted goes on from its last checkpoint, and no failure stops the other jobs.
@@ -51,10 +67,13 @@ def run_sweep(multirun: Multirun, schema: type, options: SweepOptions, reporter:
         job.run_dir: job for job in check_jobs((job for job in multirun.jobs if job.run_dir in unfinished), schema)
     }
     standing = [state_of(checked.get(one.job.run_dir, one.job)) for one in standing]
+    multirun = replace(multirun, jobs=tuple(one.job for one in standing))
     left = to_do(standing, options.retry_failed)
     show_plan(multirun, standing, left, reporter)
     if options.dry_run:
         return 0
+    if record is not None:
+        record(multirun)
     failures: dict[Path, str] = {}
     if left:
         failures = _launch(multirun, [one.job for one in left], reporter)
@@ -135,6 +154,8 @@ def _conclude(
         reporter.say(
             f"{label(best.job, telling)}  step {row.step}  {shown_scores(row)}", tag="best balanced", style="green"
         )
+    if any(True for one in good for _ in one.job.run_dir.glob("wandb/offline-run-*")):
+        reporter.say(f"wandb sync {shown(multirun.folder)}/*/wandb/offline-run-*", tag="W&B offline, to send it:")
     if not bad:
         reporter.say(f"{len(good)} of {len(standing)} jobs in {shown(multirun.folder)}", tag="finished", style="green")
         return 0
