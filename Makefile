@@ -12,7 +12,7 @@ demo: $(VENV)/.installed ## the main job: a DreamBooth-LoRA run on the built-in 
 	$(BIN)/boothlab train
 
 study: $(VENV)/.installed ## the six tables of the published study on the miniature; the same command continues it
-	for sweep in $(STUDY); do $(BIN)/boothlab sweep $$sweep --no-report hydra/launcher=joblib || exit $$?; done
+	for sweep in $(STUDY); do $(BIN)/boothlab sweep $$sweep --no-report hydra/launcher=boothlab_joblib || exit $$?; done
 	$(BIN)/boothlab report outputs/study
 
 test: $(VENV)/.installed-dev ## all tests but the slow ones
