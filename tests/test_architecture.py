@@ -32,17 +32,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "dreambooth": PARTS - {"dollhouse"},
     "building": PARTS | {"dreambooth"},
     "compose": {"config", "errors", "files", "tracking"},
-    "search": BASE | {"config", "reporting"},
-    "sweeping": {"compose", "errors", "files", "progress", "tracking"},
+    "search": BASE | {"config", "reporting", "tracking"},
+    "sweeping": {"compose", "config", "errors", "files", "progress", "search", "tracking"},
     "reporting": BASE | {"config", "evaluation", "images", "tracking"},
-    "commands": PARTS | {"building", "compose", "dreambooth", "reporting", "search", "sweeping"},
+    "rerunning": {"building", "cache", "compose", "config", "diffusion", "errors", "files", "images", "tracking"},
+    "commands": PARTS | {"building", "compose", "dreambooth", "reporting", "rerunning", "search", "sweeping"},
     "cli": {"errors"},
     "__main__": {"cli"},
 }
 #: single modules that may do more, each with its reason
 EXTRA = {"dollhouse.score": {"evaluation"}}  # scores the miniatures with the metrics they exist for
 #: longer than the rule allows, each with its reason
-LONG = {"config.py": 650}  # every setting in one place is the point of it
+LONG = {"config.py": 800}  # every setting in one place is the point of it
 
 
 def name_of(path: Path) -> str:

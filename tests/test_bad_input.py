@@ -233,7 +233,7 @@ def test_a_full_disk_at_a_checkpoint_loses_nothing_that_was_written(
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "write_bytes", full)
         message = refused(lab, capsys, *extra, name="full")
-    (run_dir,) = (lab.folder / "full").glob("*/*")
+    (run_dir,) = (lab.folder / "full").glob("*/[!.]*")
     assert "cannot write" in message
     assert "the disk is full" in message
     assert summary(run_dir)["status"] == "failed"
@@ -250,7 +250,7 @@ def test_a_loss_that_is_no_number_fails_the_run_and_says_where(
     """diffusers #4820; sd-scripts #293."""
     message = refused(lab, capsys, "optim.lr=1e30", "optim.grad_clip=null", *FAST, code=1, name="diverged")
     assert re.match(r"the loss became (nan|inf) at step 2 \(batch 1, prompts \['a photo of a sks robot'\]\); ", message)
-    (run_dir,) = (lab.folder / "diverged").glob("*/*")
+    (run_dir,) = (lab.folder / "diverged").glob("*/[!.]*")
     found = summary(run_dir)
     assert found["status"] == "failed"
     assert "at step 2" in found["error"]

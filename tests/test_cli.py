@@ -8,6 +8,8 @@ import pytest
 import boothlab
 import boothlab.commands.train
 from boothlab.cli import COMMANDS, main
+from boothlab.compose.field_docs import walk
+from boothlab.compose.schemas import SCHEMAS
 from boothlab.errors import NonFiniteLossError, UserError
 
 
@@ -81,15 +83,23 @@ def test_python_m_boothlab_train_as_a_process() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_each_command_explains_its_groups_and_every_field(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    from boothlab.compose.field_docs import walk
-    from boothlab.compose.schemas import SCHEMAS
+def test_each_command_has_a_help_page(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for flag in ("--help", "-h"):
+        assert main([command, flag]) == 0
+        page = capsys.readouterr().out
+        assert page.startswith("usage: boothlab " + command)
+        assert not any(line.endswith(" ") for line in page.splitlines())
 
+
+@pytest.mark.parametrize("command", SCHEMAS)
+def test_each_composing_command_explains_its_groups_and_every_field(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([command, "--help"]) == 0
     page = capsys.readouterr().out
     assert "\x1b" not in page
     assert not any(line.endswith(" ") for line in page.splitlines())
-    assert "  backbone  dollhouse | sd15 | sd21 | sdxl" in page
+    assert ("  backbone  dollhouse | sd15 | sd21 | sdxl" in page) == (command != "score")
     for info in walk(SCHEMAS[command]):
         assert f"  {info.key}=" in page
         assert f"{info.doc} ({info.expects})" in page
@@ -100,4 +110,6 @@ def test_help_shows_the_defaults_of_what_was_chosen(capsys: pytest.CaptureFixtur
     page = capsys.readouterr().out
     assert "  trainer.max_steps=1000 " in page
     assert "  seed=0 " in page
-    assert "  subject.captions=true " in page
+    assert "  subject.captions=false " in page
+    assert "  sweep.expect={} " in page
+    assert "({name: rises or falls})" in page

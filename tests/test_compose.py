@@ -22,12 +22,14 @@ from boothlab.config import Precision, SampleConfig, TrainConfig
 from boothlab.errors import NonFiniteLossError, UserError
 
 CALLS: list[tuple[TrainConfig, dict[str, Any], Path]] = []
+MANY: list[bool] = []
 
 
 @pytest.fixture(autouse=True)
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty current folder; Hydra's logging set-up is undone."""
     CALLS.clear()
+    MANY.clear()
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -39,9 +41,10 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     root.handlers[:], root.level = before
 
 
-def body(config: TrainConfig, resolved: dict[str, Any], run_dir: Path) -> str:
+def body(config: TrainConfig, resolved: dict[str, Any], run_dir: Path, one_of_many: bool) -> str:
     """Stands in for a training; the rank says how it ends."""
     CALLS.append((config, resolved, run_dir))
+    MANY.append(one_of_many)
     endings: dict[int, BaseException] = {
         91: NonFiniteLossError("the loss is nan at step 3"),
         92: RuntimeError("a bug"),
@@ -281,7 +284,8 @@ def test_hydra_flags_work_as_ever(workplace: Path, capsys: pytest.CaptureFixture
 
 def test_sample_leaves_nothing_of_its_own_behind(workplace: Path) -> None:
     assert (
-        run("sample", lambda config, resolved, folder: CALLS.append((config, resolved, folder)), ["prompt=a dog"]) == 0
+        run("sample", lambda config, resolved, folder, many: CALLS.append((config, resolved, folder)), ["prompt=a dog"])
+        == 0
     )
     assert len(CALLS) == 1
     assert list(workplace.iterdir()) == []
@@ -314,11 +318,13 @@ def test_each_job_of_a_multirun_has_the_folder_of_the_same_single_run(workplace:
     assert run("train", body, ["-m", "lora.rank=2,3", "seed=0,1", "subject=robot,bear"]) == 0
     folders = [run_dir for _, _, run_dir in CALLS]
     assert len(set(folders)) == 8
+    assert MANY == [True] * 8
     for _, resolved, run_dir in CALLS:
         assert run_dir == workplace / "outputs" / "train" / run_name(resolved)
         assert (run_dir / ".hydra" / "config.yaml").is_file()
     assert run("train", body, ["lora.rank=2", "seed=1", "subject=bear"]) == 0
     assert CALLS[-1][2] in folders
+    assert MANY[-1] is False
 
 
 def test_a_failing_job_stops_no_other_and_keeps_its_exit_code(capsys: pytest.CaptureFixture[str]) -> None:

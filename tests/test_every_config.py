@@ -13,7 +13,7 @@ from boothlab.compose.naming import identity, run_name
 from boothlab.compose.run import compose, group_options
 from boothlab.compose.schemas import SCHEMAS, conf_dir
 from boothlab.compose.typed import from_resolved, leaves, load
-from boothlab.config import NOT_HASHED, BackboneConfig, SampleConfig, TrainConfig
+from boothlab.config import NOT_HASHED, BackboneConfig, SampleConfig, ScoreConfig, TrainConfig
 from boothlab.errors import UserError
 
 CONF = conf_dir()
@@ -30,6 +30,8 @@ MINIMAL: dict[str, Any] = {
     "trainer": {"max_steps": 20, "checkpoint_every": 10},
     "evaluation": {"prompts": ["a {token} {class} on the beach"]},
 }
+MINIMAL_SCORING: dict[str, Any] = {"seed": 7, "name": "golden", "run": "outputs/train/RUN", "unet_scale": 0.5}
+HASHED = (TrainConfig, ScoreConfig)
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
@@ -97,19 +99,23 @@ def _below(schema: type) -> list[type]:
 
 
 def test_what_is_not_hashed_exists() -> None:
-    keys = {info.key for info in walk(TrainConfig)} | sections(TrainConfig).keys()
+    keys = {info.key for schema in HASHED for info in walk(schema)}
+    keys |= {section for schema in HASHED for section in sections(schema)}
     assert set(NOT_HASHED) <= keys
 
 
 def test_the_hash_is_golden() -> None:
     _, resolved = from_resolved(MINIMAL, TrainConfig)
     assert run_name(resolved) == "golden-ec471991-s7"
+    _, resolved = from_resolved(MINIMAL_SCORING, ScoreConfig)
+    assert run_name(resolved) == "golden-d5bc30c1-s7"
 
 
-def test_the_hash_sees_every_key_that_can_change_a_result_and_no_other() -> None:
-    _, resolved = from_resolved(MINIMAL, TrainConfig)
+@pytest.mark.parametrize(("minimal", "schema"), [(MINIMAL, TrainConfig), (MINIMAL_SCORING, ScoreConfig)])
+def test_the_hash_sees_every_key_that_can_change_a_result_and_no_other(minimal: dict[str, Any], schema: type) -> None:
+    _, resolved = from_resolved(minimal, schema)
     before = identity(resolved)[0]
-    for info in walk(TrainConfig):
+    for info in walk(schema):
         changed = _with(resolved, info.key.split("."), "something else")
         excluded = any(f"{info.key}.".startswith(f"{key}.") for key in (*NOT_HASHED, "seed"))
         assert (identity({**changed, "seed": 7})[0] == before) == excluded, info.key

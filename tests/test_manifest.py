@@ -1,5 +1,6 @@
 """manifest.json, summary.json, the config hash and redaction."""
 
+import hashlib
 import json
 import math
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save
 
 import boothlab
 from boothlab.errors import UserError
@@ -18,15 +20,17 @@ from boothlab.seeding import Stream, derive_seed
 from boothlab.tracking import provenance
 from boothlab.tracking.history import History
 from boothlab.tracking.manifest import (
+    FORMAT,
     RunStatus,
     close_manifest,
     config_hash,
     hash8,
     plain,
     read_manifest,
+    tensors_digest,
     write_manifest,
 )
-from boothlab.tracking.provenance import git_state
+from boothlab.tracking.provenance import code_state, git_state
 from boothlab.tracking.redaction import REDACTED, redact, redact_text
 from boothlab.tracking.summary import write_summary
 
@@ -120,6 +124,7 @@ def test_manifest_holds_what_a_rerun_needs(tmp_path: Path) -> None:
     assert manifest["versions"]["torch"].startswith(torch.__version__.split("+")[0])
     assert {"diffusers", "transformers", "peft", "pytorch-lightning", "wandb"} <= set(manifest["versions"])
     assert manifest["machine"]["device"] == "cpu"
+    assert manifest["machine"]["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
     assert manifest["numerics"]["torch_threads"] == torch.get_num_threads()
 
 
@@ -141,6 +146,89 @@ def test_closing_sets_status_and_time_and_nothing_else(tmp_path: Path) -> None:
     assert {**after, "status": None, "finished": None} == {**before, "status": None, "finished": None}
 
 
+def test_a_finished_run_is_closed_with_the_hashes_of_what_it_left(tmp_path: Path) -> None:
+    write(tmp_path)
+    files = {
+        "lora/pytorch_lora_weights.safetensors": save({"a": torch.ones(2)}, {"boothlab": "{}"}),
+        "metrics.jsonl": b"{}\n",
+        "samples/step_000002/grid.png": b"png",
+        "summary.json": b"{}",
+    }
+    passed_over = ("samples/drawn/mine.png", "samples/step_000002/scores.csv", "checkpoints/step_000002/state.json")
+    for name, content in {**files, **dict.fromkeys(passed_over, b"x")}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    close_manifest(tmp_path, RunStatus.FAILED)
+    assert (read_manifest(tmp_path)["outputs"], read_manifest(tmp_path)["adapter_tensors"]) == ({}, None)
+    close_manifest(tmp_path, RunStatus.FINISHED)
+    manifest = read_manifest(tmp_path)
+    assert manifest["outputs"] == {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    assert manifest["adapter_tensors"] == tensors_digest(tmp_path / "lora" / "pytorch_lora_weights.safetensors")
+
+
+def test_a_damaged_adapter_does_not_keep_a_manifest_open(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "pytorch_lora_weights.safetensors").write_bytes(b"not safetensors")
+    close_manifest(tmp_path, RunStatus.FINISHED)
+    assert read_manifest(tmp_path)["adapter_tensors"] is None
+
+
+def test_the_digest_of_tensors_is_of_their_numbers_names_and_types_alone(tmp_path: Path) -> None:
+    def digest(tensors: dict[str, torch.Tensor], **said: str) -> str:
+        (tmp_path / "x.safetensors").write_bytes(save(tensors, said or None))
+        return tensors_digest(tmp_path / "x.safetensors")
+
+    one, two = torch.tensor([1.0, 2.0]), torch.tensor([[3.0]])
+    first = digest({"a": one, "b": two}, run="one")
+    assert first == digest({"b": two, "a": one}, run="another", more="words") == digest({"a": one, "b": two})
+    others = [
+        digest({"a": torch.tensor([1.0, math.nextafter(2.0, 3.0)], dtype=torch.float64), "b": two}),
+        digest({"a": one, "c": two}),
+        digest({"a": one}),
+        digest({"a": one.reshape(2, 1), "b": two}),
+        digest({"a": one.view(torch.int32), "b": two}),
+        digest({"a": torch.tensor([1.0, 2.0000002]), "b": two}),
+    ]
+    assert len({first, *others}) == len(others) + 1
+    (tmp_path / "x.safetensors").write_bytes(b"\xff" * 20)
+    with pytest.raises(UserError, match="is not a safetensors file"):
+        tensors_digest(tmp_path / "x.safetensors")
+
+
+def test_what_the_builder_adds_is_kept(tmp_path: Path) -> None:
+    parent = {"run": "other", "config_hash": "ab" * 32, "fork": True, "changes": {"seed": {"from": 0, "to": 1}}}
+    write(
+        tmp_path / "run",
+        captions={str(Path("photos") / "a.txt"): "12" * 32},
+        weights={"adapter": {"lora/x.safetensors": "34" * 32}},
+        not_hashed=("paths", "threads"),
+        scored={"seed": 3, "method": Method.LORA},
+        parent=parent,
+    )
+    manifest = read_manifest(tmp_path / "run")
+    assert manifest["format"] == 2 and manifest["run"] == "run"
+    assert manifest["captions"] == {"photos/a.txt": "12" * 32}
+    assert manifest["weights"] == {"adapter": {"lora/x.safetensors": "34" * 32}}
+    assert manifest["not_hashed"] == ["paths", "threads"]
+    assert manifest["scored"] == {"seed": 3, "method": "LORA"}
+    assert manifest["parent"] == parent
+    assert manifest["working_directory"] == Path.cwd().as_posix()
+    plain_run = write(tmp_path / "plain")
+    assert (plain_run["captions"], plain_run["scored"], plain_run["parent"]) == ({}, None, None)
+
+
+def test_a_manifest_of_a_later_format_is_refused_and_of_an_earlier_one_read(tmp_path: Path) -> None:
+    write(tmp_path)
+    manifest = read_manifest(tmp_path)
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "format": FORMAT + 1}))
+    with pytest.raises(UserError, match=f"has format {FORMAT + 1}, and boothlab .* reads up to {FORMAT}; update"):
+        read_manifest(tmp_path)
+    old = {key: value for key, value in manifest.items() if key not in ("run", "captions", "outputs", "parent")}
+    (tmp_path / "manifest.json").write_text(json.dumps({**old, "format": 1}))
+    assert read_manifest(tmp_path)["config"] == manifest["config"]
+
+
 def test_an_earlier_attempt_is_remembered(tmp_path: Path) -> None:
     write(tmp_path)
     close_manifest(tmp_path, RunStatus.FAILED)
@@ -150,7 +238,7 @@ def test_an_earlier_attempt_is_remembered(tmp_path: Path) -> None:
     assert [attempt["status"] for attempt in attempts] == ["failed", "interrupted"]
 
 
-@pytest.mark.parametrize("text", [None, "{", "[]", "{}"])
+@pytest.mark.parametrize("text", [None, "{", "[]", "{}", '{"config": 1}'])
 def test_a_folder_without_a_readable_manifest_is_a_user_error(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "manifest.json").write_text(text)
@@ -256,6 +344,26 @@ def test_git_state_has_commit_diff_and_untracked_names(repository: Path) -> None
     assert dirty["dirty"] is True and "+one = 2" in dirty["diff"] and "-one = 1" in dirty["diff"]
     assert WANDB_KEY not in json.dumps(dirty)
     assert dirty["untracked"] == ["nëw.txt"]
+
+
+def test_the_code_is_that_of_the_package_or_else_of_the_working_directory(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (repository / "__init__.py").write_text("")
+    monkeypatch.setattr(boothlab, "__file__", str(repository / "__init__.py"))
+    monkeypatch.chdir(repository)
+    installed = code_state()  # as in a .venv within somebody's repository: the file is not part of it
+    assert installed is not None and installed["of"] == "working directory"
+    git(repository, "add", "__init__.py")
+    git(repository, "commit", "-qm", "first")
+    checkout = code_state()
+    assert checkout is not None and checkout["of"] == "boothlab"
+    assert checkout["commit"] == git(repository, "rev-parse", "HEAD")
+    outside = tmp_path_factory.mktemp("outside")
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(outside.parent))
+    monkeypatch.setattr(boothlab, "__file__", str(outside / "__init__.py"))
+    monkeypatch.chdir(outside)
+    assert code_state() is None
 
 
 def test_a_huge_diff_is_cut(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,23 +6,46 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from boothlab.building.photos import build_subject
+from boothlab.cache import Cache
+from boothlab.compose.run import compose
+from boothlab.compose.typed import load
+from boothlab.config import TrainConfig
+from boothlab.dollhouse.grammar import Facts, toy_prompt
 from boothlab.dollhouse.photos import parse_subject, photo_scenes, write_photos
 from boothlab.dollhouse.scenes import CLASSES, PLACES, Lamp, Time, held_out_subject, render
 from boothlab.errors import UserError
 
 
 def pixels(folder: Path) -> list[bytes]:
-    return [Image.open(path).tobytes() for path in sorted(folder.iterdir())]
+    return [Image.open(path).tobytes() for path in sorted(folder.glob("*.png"))]
 
 
 def test_photos_are_pngs_of_the_scenes(tmp_path: Path) -> None:
     write_photos(tmp_path / "new" / "photos", "robot", 1, 3)
-    paths = sorted((tmp_path / "new" / "photos").iterdir())
+    found = sorted((tmp_path / "new" / "photos").iterdir())
+    paths = [path for path in found if path.suffix == ".png"]
     assert [path.name for path in paths] == ["photo_00.png", "photo_01.png", "photo_02.png"]
+    assert [path.name for path in found if path not in paths] == ["photo_00.txt", "photo_01.txt", "photo_02.txt"]
     for path, scene in zip(paths, photo_scenes("robot", 1, 3), strict=True):
         with Image.open(path) as image:
             assert (image.format, image.mode, image.size) == ("PNG", "RGB", (32, 32))
             assert np.array_equal(np.asarray(image), render(scene))
+
+
+def test_a_caption_says_where_and_when_and_nothing_of_the_toy(tmp_path: Path) -> None:
+    write_photos(tmp_path, "robot", 6, 5)
+    assert [path.read_bytes().decode() for path in sorted(tmp_path.glob("*.txt"))] == [
+        "a photo of a robot in the snow in daylight\n",
+        "a photo of a robot on the moon at dusk\n",
+        "a photo of a robot under the sea in daylight\n",
+        "a photo of a robot in the forest at night\n",
+        "a photo of a robot in the desert in daylight\n",
+    ]
+    toy = held_out_subject("robot", 6)
+    for path in tmp_path.glob("*.txt"):
+        assert toy.color_name not in path.read_text(encoding="utf-8")
+        assert toy.pattern.value not in path.read_text(encoding="utf-8")
 
 
 def test_photos_are_the_same_every_time(tmp_path: Path) -> None:
@@ -56,6 +79,25 @@ def test_another_subject_has_other_photos(tmp_path: Path) -> None:
     for name, subject in {"a": ("bear", 0), "b": ("bear", 1), "c": ("rocket", 0)}.items():
         write_photos(tmp_path / name, *subject, 2)
     assert len({photo for name in "abc" for photo in pixels(tmp_path / name)}) == 6
+
+
+@pytest.mark.parametrize("subject", ["robot", "bear", "car"])
+def test_the_shipped_subjects_use_their_captions_only_when_asked(subject: str, tmp_path: Path) -> None:
+    def prompts(*words: str) -> list[str]:
+        config, _ = load(compose("train", [f"subject={subject}", *words]), TrainConfig)
+        return [item.prompt for item in build_subject(config.subject, Cache(tmp_path)).items]
+
+    assert prompts() == [f"a photo of a sks {subject}"] * 5
+    captioned = prompts("subject.captions=true")
+    assert captioned == [
+        f"a photo of a sks {subject} {rest}"
+        for scene in photo_scenes(subject, {"robot": 6}.get(subject, 1), 5)
+        for rest in [
+            toy_prompt(Facts(class_noun=subject, place=scene.place, time=scene.time)).partition(f"{subject} ")[2]
+        ]
+    ]
+    assert len(set(captioned)) == 5
+    assert len(list((tmp_path / "dollhouse-photos").iterdir())) == 1  # the photos are the same, captions or not
 
 
 @pytest.mark.parametrize("count", [0, -1])

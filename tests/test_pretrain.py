@@ -267,7 +267,8 @@ def test_a_warm_start_begins_with_the_exported_weights(name: str, with_vae: Path
     finished.export(with_vae)  # in half precision
     fresh.start_from(with_vae)
     for key, value in weights_of(fresh).items():
-        assert torch.allclose(value, weights_of(finished)[key].float(), atol=2e-3), key
+        if not key.startswith("class_head."):  # CLIP's is thrown away
+            assert torch.allclose(value, weights_of(finished)[key].float(), atol=2e-3), key
 
 
 def test_gradients_are_the_mean_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:

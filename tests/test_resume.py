@@ -164,7 +164,7 @@ def test_a_killed_process_goes_on_where_it_was(how: signal.Signals, lab: Lab) ->
     assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[how]
     assert "Traceback" not in printed
     if how != signal.SIGKILL:
-        (run_dir,) = (lab.folder / how.name).glob("*/*")
+        (run_dir,) = (lab.folder / how.name).glob("*/[!.]*")
         assert summary(run_dir)["status"] == "interrupted"
     run_dir = lab.train(how.name, *extra)
     assert same_adapter(straight, run_dir)

@@ -243,7 +243,10 @@ def test_several_runs_at_once_and_a_second_time_none(lab: Lab, capsys: pytest.Ca
     for again in (False, True):
         capsys.readouterr()
         assert main(["train", "-m", "seed=0,1", *lab.overrides("many", "evaluation.enabled=false")]) == 0
-        assert capsys.readouterr().err.count("finished already") == (2 if again else 0)
+        printed = capsys.readouterr().err
+        assert f"sweep 2 jobs (2 {'finished' if again else 'new'}) in " in printed
+        assert ("launcher BasicLauncher" in printed) != again
+        assert "finished 2 of 2 jobs in " in printed
     runs = sorted((lab.folder / "many").glob("*/tiny-*"))
     assert [run.name[-3:] for run in runs] == ["-s0", "-s1"]
     assert runs[0].name[:-1] == runs[1].name[:-1]  # one setting, two seeds

@@ -72,7 +72,7 @@ class Lab:
     def train(self, name: str, *extra: str, code: int = 0) -> Path:
         """Run `boothlab train`, expect an exit code, and give the run folder."""
         assert main(["train", *self.overrides(name, *extra)]) == code
-        (run_dir,) = (self.folder / name).glob("*/*")
+        (run_dir,) = (self.folder / name).glob("*/[!.]*")
         return run_dir
 
 

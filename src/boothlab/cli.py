@@ -16,6 +16,7 @@ COMMANDS = {
     "report": "tables, plots and grids of finished runs",
     "sample": "images from a trained adapter, each with its own seed",
     "score": "a trained adapter scored again at other scales or sampler settings",
+    "rerun": "a run again from its manifest, and whether it came out the same",
 }
 
 

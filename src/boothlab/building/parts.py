@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from boothlab.building.shared import shared_backbone, shared_clip, shared_dino
+from boothlab.building.shared import encoder_identity, shared_backbone, shared_clip, shared_dino
 from boothlab.config import (
     Accelerator,
     BackboneConfig,
@@ -50,6 +50,13 @@ def set_threads(threads: int | None) -> None:
     """Pin torch's CPU threads, since another number can change the last bits."""
     if threads is not None:
         torch.set_num_threads(threads)
+
+
+def set_determinism(deterministic: bool) -> None:
+    """Bit-exact algorithms or not, from the first image on: Lightning would set it only when training begins."""
+    torch.use_deterministic_algorithms(deterministic)
+    if deterministic:
+        torch.backends.cudnn.benchmark = False
 
 
 def lightning_arguments(precision: Precision, device: torch.device) -> dict[str, Any]:
@@ -95,14 +102,28 @@ def scorer_suffix(config: EncodersConfig) -> str:
     return "+".join(names)
 
 
+def encoder_sources(config: EncodersConfig) -> dict[str, str]:
+    """Folder or hub id of each encoder; `dollhouse` is the folder that ships with the package."""
+    return {
+        name: str(DOLLHOUSE / name) if source == "dollhouse" else source
+        for name, source in (("clip", config.clip), ("dino", config.dino))
+    }
+
+
+def encoder_identities(config: EncodersConfig) -> dict[str, dict[str, str]]:
+    """What each encoder is, for the manifest: hashes of its files, or hub id and commit. Call once they are loaded."""
+    sources = encoder_sources(config)
+    return {
+        "clip": encoder_identity(sources["clip"], config.clip_revision),
+        "dino": encoder_identity(sources["dino"], config.dino_revision),
+    }
+
+
 def build_scorer(
     config: EncodersConfig, subject: SubjectConfig, images: Sequence[Image.Image], device: torch.device
 ) -> Scorer:
     """The frozen encoders with the subject's photos as references."""
-    sources = {
-        name: str(DOLLHOUSE / name) if source == "dollhouse" else source
-        for name, source in (("clip", config.clip), ("dino", config.dino))
-    }
+    sources = encoder_sources(config)
     clip = shared_clip(sources["clip"], config.clip_revision, device)
     dino = shared_dino(sources["dino"], config.dino_revision, device)
     return Scorer(clip, dino, [to_tensor(image) for image in images], subject.token, subject.class_noun)

@@ -1,5 +1,6 @@
 """The subject's photos, the class images and the latents of both."""
 
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from boothlab.diffusion.sampling import SamplerSettings
 from boothlab.dollhouse.photos import parse_subject, write_photos
 from boothlab.dreambooth.data import LatentTable, TrainingData, TrainingImage, encode_images
 from boothlab.dreambooth.prior import class_images
-from boothlab.files import shown
+from boothlab.files import sha256_file, shown
 from boothlab.images.audit import Audit, audit_folder
 from boothlab.images.load import Crop, load_image
 from boothlab.progress import Reporter
@@ -60,6 +61,15 @@ def build_subject(config: SubjectConfig, cache: Cache) -> Subject:
         for photo in audit.accepted
     ]
     return Subject(audit, items)
+
+
+def caption_hashes(config: SubjectConfig, audit: Audit) -> dict[str, str]:
+    """SHA-256 of the side-car of each photo that has one, by path; empty where captions are not used."""
+    if not config.captions:
+        return {}
+    captioned = {unicodedata.normalize("NFC", photo.path.stem) for photo in audit.accepted if photo.caption is not None}
+    sidecars = [path for path, kind in audit.ignored if kind == "caption"]
+    return {str(path): sha256_file(path) for path in sidecars if unicodedata.normalize("NFC", path.stem) in captioned}
 
 
 def fill(prompt: str, config: SubjectConfig) -> str:

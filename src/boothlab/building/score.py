@@ -6,8 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from boothlab.building.parts import build_backbone, build_device, build_tracker, set_threads
-from boothlab.building.photos import build_subject
+from boothlab.building.parts import (
+    build_backbone,
+    build_device,
+    build_tracker,
+    encoder_identities,
+    set_determinism,
+    set_threads,
+)
+from boothlab.building.photos import build_subject, caption_hashes
 from boothlab.building.shared import shared_identity
 from boothlab.building.training import build_evaluator
 from boothlab.cache import Cache, cache_root
@@ -71,9 +78,14 @@ def build_score_run(
     run_dir: Path,
     command: Sequence[str],
     reporter: Reporter,
+    parent: Mapping[str, Any] | None = None,
 ) -> ScoreRun:
-    """Everything one scoring needs; writes the manifest. `trained` is the config of the run in `trained_dir`."""
+    """Everything one scoring needs; writes the manifest. `trained` is the config of the run in `trained_dir`.
+
+    `parent` is what the manifest says of the scoring that this one repeats.
+    """
     set_threads(config.threads)
+    set_determinism(trained.trainer.deterministic)
     device, cache = build_device(config.accelerator), Cache(cache_root(config.paths.cache))
     adapter = find_adapter(trained_dir)
     step = int(read_metadata(adapter).get("step", 0))
@@ -89,13 +101,18 @@ def build_score_run(
         resolved_config=resolved,
         config_hash=config_hash(resolved, NOT_HASHED),
         seed=config.seed,
-        inputs={
-            **{str(photo.path): photo.sha256 for photo in subject.audit.accepted},
-            str(adapter): sha256_file(adapter),
+        inputs={str(photo.path): photo.sha256 for photo in subject.audit.accepted},
+        captions=caption_hashes(trained.subject, subject.audit),
+        weights={
+            "backbone": identity,
+            **encoder_identities(trained.encoders),
+            "adapter": {str(adapter): sha256_file(adapter)},
         },
-        weights={"backbone": identity, "clip": evaluator.scorer.clip.name, "dino": evaluator.scorer.dino.name},
         command=command,
         device=str(device),
+        not_hashed=NOT_HASHED,
+        scored=dataclasses.asdict(trained),
+        parent=parent,
     )
     tracker = build_tracker(config.tracking, run_dir.name, config.experiment, dict(resolved), run_dir, None)
     return ScoreRun(backbone, evaluator, tracker, reporter, adapter, step, config.unet_scale, config.text_encoder_scale)

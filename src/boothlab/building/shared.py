@@ -11,6 +11,7 @@ from boothlab.diffusion.backbone import Backbone, load_backbone, local_folder, w
 from boothlab.diffusion.lora import shed_adapters
 from boothlab.evaluation.encoders import ClipEncoder, DinoEncoder
 from boothlab.evaluation.loading import load_clip, load_dino
+from boothlab.files import sha256_file
 
 T = TypeVar("T")
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
@@ -38,6 +39,7 @@ _backbones: Kept[Backbone] = Kept(1)
 _clips: Kept[ClipEncoder] = Kept(1)
 _dinos: Kept[DinoEncoder] = Kept(1)
 _identities: Kept[dict[str, str]] = Kept(8)
+_encoder_identities: Kept[dict[str, str]] = Kept(8)
 
 
 def _state_of(folder: Path | None) -> Hashable:
@@ -83,3 +85,21 @@ def shared_dino(source: str, revision: str | None, device: torch.device) -> Dino
     """The DINO that scores."""
     key = (source, revision, str(device), _state_of(Path(source)))
     return _dinos.get(key, lambda: load_dino(source, revision, str(device)))
+
+
+def encoder_identity(source: str, revision: str | None) -> dict[str, str]:
+    """What an encoder is: the SHA-256 of each file of a local folder, or the hub id with the commit in use."""
+    folder = Path(source).expanduser()
+    key = (source, revision, _state_of(folder))
+    return dict(_encoder_identities.get(key, lambda: _encoder_files(folder, source, revision)))
+
+
+def _encoder_files(folder: Path, source: str, revision: str | None) -> dict[str, str]:
+    if not folder.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(source, "config.json", revision=revision)
+        commit = Path(found).parent.name if isinstance(found, str) else None
+        return {"hub": source, "revision": commit or revision or "unknown"}
+    kept = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".json", ".txt") and path.is_file()]
+    return {path.name: sha256_file(path) for path in sorted(kept)}

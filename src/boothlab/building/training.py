@@ -12,12 +12,22 @@ from boothlab.building.parts import (
     build_sampler_settings,
     build_scorer,
     build_tracker,
+    encoder_identities,
     lightning_arguments,
     scorer_suffix,
+    set_determinism,
     set_threads,
     warn_of_long_prompts,
 )
-from boothlab.building.photos import Subject, build_data, build_prior, build_subject, fill, say_what_the_audit_found
+from boothlab.building.photos import (
+    Subject,
+    build_data,
+    build_prior,
+    build_subject,
+    caption_hashes,
+    fill,
+    say_what_the_audit_found,
+)
 from boothlab.building.shared import shared_identity
 from boothlab.cache import Cache, cache_root
 from boothlab.config import NOT_HASHED, BackboneConfig, TrainConfig
@@ -98,15 +108,23 @@ def _build_module(
 
 
 def _resume_point(
-    run_dir: Path, inputs: Mapping[str, str], backbone: Mapping[str, str], reporter: Reporter
+    run_dir: Path,
+    inputs: Mapping[str, str],
+    captions: Mapping[str, str],
+    backbone: Mapping[str, str],
+    reporter: Reporter,
 ) -> tuple[Path, int] | None:
-    """The newest whole checkpoint with its step. Raises UserError if photos or weights are not those it began with."""
+    """The newest whole checkpoint with its step.
+
+    Raises UserError if photos, captions or weights are not those it began with.
+    """
     resume = newest_checkpoint(run_dir)
     if resume is None:
         return None
     begun = read_manifest(run_dir) if (run_dir / "manifest.json").exists() else {}
-    before = {**_by_name(begun.get("inputs", {})), **(begun.get("weights", {}).get("backbone") or {})}
-    now = {**_by_name(inputs), **backbone}
+    noted = begun.get("captions", captions)  # manifests of format 1 had none
+    before = {**_by_name({**begun.get("inputs", {}), **noted}), **(begun.get("weights", {}).get("backbone") or {})}
+    now = {**_by_name({**inputs, **captions}), **backbone}
     changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if before and changed:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
@@ -124,10 +142,16 @@ def _by_name(inputs: Mapping[str, str]) -> dict[str, str]:
 
 
 def build_training_run(
-    config: TrainConfig, resolved: dict[str, Any], run_dir: Path, command: Sequence[str], reporter: Reporter
+    config: TrainConfig,
+    resolved: dict[str, Any],
+    run_dir: Path,
+    command: Sequence[str],
+    reporter: Reporter,
+    parent: Mapping[str, Any] | None = None,
 ) -> TrainingRun:
-    """Everything one training run needs; writes the manifest."""
+    """Everything one training run needs; writes the manifest. `parent` is what it says of the run that this repeats."""
     set_threads(config.trainer.threads)
+    set_determinism(config.trainer.deterministic)
     device, cache = build_device(config.trainer.accelerator), Cache(cache_root(config.paths.cache))
     subject = build_subject(config.subject, cache)
     say_what_the_audit_found(subject.audit, reporter)
@@ -139,9 +163,10 @@ def build_training_run(
     warn_of_long_prompts(backbone, [*data.prompts, *(evaluator.plan.all_prompts if evaluator else ())], reporter)
     counts = attach_adapters(backbone, config.lora, config.seed)
     inputs, full_hash = _inputs(subject, prior), config_hash(resolved, NOT_HASHED)
+    captions = caption_hashes(config.subject, subject.audit)
     if config.paths.overwrite:  # only now: whatever is wrong with the input is known, and nothing was lost by it
         clear_run(run_dir)
-    resume = _resume_point(run_dir, inputs, identity, reporter)
+    resume = _resume_point(run_dir, inputs, captions, identity, reporter)
     module = _build_module(config, backbone, data, resume)
     write_manifest(
         run_dir,
@@ -149,9 +174,12 @@ def build_training_run(
         config_hash=full_hash,
         seed=config.seed,
         inputs=inputs,
-        weights={"backbone": identity, **_encoder_names(evaluator)},
+        captions=captions,
+        weights={"backbone": identity, **(encoder_identities(config.encoders) if evaluator else {})},
         command=command,
         device=str(device),
+        not_hashed=NOT_HASHED,
+        parent=parent,
     )
     resume_step = resume[1] if resume else None
     tracker = build_tracker(config.tracking, run_dir.name, config.experiment, resolved, run_dir, resume_step)
@@ -181,9 +209,3 @@ def _note_counts(tracker: Tracker, trained: dict[str, int], subject: Subject, pr
 def _inputs(subject: Subject, prior: Sequence[TrainingImage]) -> dict[str, str]:
     photos = {str(photo.path): photo.sha256 for photo in subject.audit.accepted}
     return photos | {f"class_images/{index:04d}": item.sha256 for index, item in enumerate(prior)}
-
-
-def _encoder_names(evaluator: Evaluator | None) -> dict[str, str]:
-    if evaluator is None:
-        return {}
-    return {"clip": evaluator.scorer.clip.name, "dino": evaluator.scorer.dino.name}

@@ -64,9 +64,9 @@ def _blocks(page: HelpPage, groups: dict[str, list[str]], defaults: Any) -> Iter
         yield f"  [cyan]{escape(command)}[/]\n      {escape(comment)}"
     yield "\n[bold]options[/]"
     yield _table((flag, what) for flag, what in _FLAGS)
-    group, first = next(iter(groups.items()))
-    yield f"\n[bold]groups[/]: ready-made values, as in {group}={first[0]}"
-    yield _table((name, " | ".join(options)) for name, options in groups.items())
+    for group, first in list(groups.items())[:1]:  # `score` has none
+        yield f"\n[bold]groups[/]: ready-made values, as in {group}={first[0]}"
+        yield _table((name, " | ".join(options)) for name, options in groups.items())
     yield "\n[bold]keys[/]: key=default, what it is (what it takes)"
     schema = SCHEMAS[page.config_name]
     fields = list(walk(schema))

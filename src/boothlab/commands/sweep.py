@@ -1,19 +1,23 @@
 """`boothlab sweep NAME`: a study from sweeps/NAME.yaml, planned, run, continued, and reported."""
 
+import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from boothlab.commands.score import score
 from boothlab.commands.train import train
 from boothlab.compose.job import Body
-from boothlab.compose.jobs import Multirun
+from boothlab.compose.jobs import Explorer, Multirun
 from boothlab.compose.run import run as run_composed
 from boothlab.compose.schemas import SCHEMAS, sweeps_dir
+from boothlab.config import SearchConfig, SearchEngine, TrainConfig
 from boothlab.errors import UserError
 from boothlab.files import shown
 from boothlab.progress import Reporter
 from boothlab.reporting.sweeps import SweepFile, SweepJob, write_sweep
+from boothlab.sweeping.adaptive import run_adaptive, take_search
 from boothlab.sweeping.run import DRY_RUN, RETRY, SweepOptions, run_sweep, take_options
 
 NO_REPORT = "--no-report"
@@ -45,7 +49,8 @@ def run(argv: list[str]) -> int:
     if any(word in ("-h", "--help") for word in rest):
         print(files[name].read_text(encoding="utf-8"), end="")
         return 0
-    options, left = take_options(rest)
+    search, rest = take_search(rest)
+    options, left = take_options(rest, always_many=True)
     with_report = NO_REPORT not in left
     left = [word for word in left if word != NO_REPORT]
     primary = _primary_of(files[name])
@@ -54,8 +59,20 @@ def run(argv: list[str]) -> int:
     def multirun(jobs: Multirun) -> int:
         return _sweep(name, jobs, SCHEMAS[primary], options, with_report, reporter)
 
+    def explore(explorer: Explorer) -> int:
+        return _search(name, explorer, search, worker_command(name, left, search), with_report, reporter)
+
+    if search.engine is SearchEngine.optuna and (primary != "train" or options.dry_run or options.retry_failed):
+        raise UserError(f"search=optuna: goes with sweeps that train, and without {DRY_RUN} and {RETRY}")
     arguments = ["--config-name", name, "-m", *left]
-    return run_composed(primary, BODIES[primary], arguments, multirun, search_in=files[name].parent)
+    return run_composed(
+        primary,
+        BODIES[primary],
+        arguments,
+        multirun,
+        search_in=files[name].parent,
+        explore=explore if search.engine is SearchEngine.optuna else None,
+    )
 
 
 def _primary_of(path: Path) -> str:
@@ -75,10 +92,12 @@ def _primary_of(path: Path) -> str:
 def _sweep(
     name: str, jobs: Multirun, schema: type, options: SweepOptions, with_report: bool, reporter: Reporter
 ) -> int:
-    if not options.dry_run:
-        write_sweep(jobs.folder, _record(name, jobs))
+    def record(checked: Multirun) -> None:
+        if any(job.mistake is None for job in checked.jobs):
+            write_sweep(checked.folder, _record(name, checked))
+
     before = _newest(jobs)
-    code = run_sweep(jobs, schema, options, reporter)
+    code = run_sweep(jobs, schema, options, reporter, record)
     if options.dry_run or not with_report:
         return code
     page = jobs.folder / "report.html"
@@ -86,6 +105,35 @@ def _sweep(
         _report(jobs.folder, reporter)
     else:
         reporter.say(shown(page), tag="report", style="green")
+    return code
+
+
+def worker_command(name: str, left: Sequence[str], search: SearchConfig) -> list[str]:
+    """The command line of one more worker on the same search."""
+    options = {key: getattr(value, "value", value) for key, value in vars(search).items() if value is not None} | {
+        "workers": 1
+    }
+    asked = [f"search={options.pop('engine')}", *(f"search.{key}={value}" for key, value in options.items())]
+    return [sys.executable, "-m", "boothlab", "sweep", name, NO_REPORT, *asked, *left]
+
+
+def _search(
+    name: str,
+    explorer: Explorer,
+    search: SearchConfig,
+    worker: Sequence[str],
+    with_report: bool,
+    reporter: Reporter,
+) -> int:
+    """Let a search choose the jobs; its record holds those that it ran."""
+    code, jobs = run_adaptive(explorer, TrainConfig, train, search, name, worker, reporter)
+    params = dict(override.split("=", 1) for override in explorer.overrides)
+    varied = {key: [value] for key, value in params.items() if any(f"{key}={value}" not in j.overrides for j in jobs)}
+    found = Multirun("train", tuple(jobs), explorer.folder, varied, explorer.settings, "search", lambda _: [])
+    if jobs:
+        write_sweep(explorer.folder, dataclasses.replace(_record(name, found), name=f"{name}_search"))
+        if with_report:
+            _report(explorer.folder, reporter)
     return code
 
 
@@ -139,7 +187,8 @@ and one failing job never stops the others. The same command continues a sweep. 
 
   boothlab sweep lora_rank
   boothlab sweep lora_rank lora.rank=2,8 seed=0     other values
-  boothlab sweep lora_rank hydra/launcher=joblib    several processes
+  boothlab sweep lora_rank hydra/launcher=boothlab_joblib    several processes
+  boothlab sweep lora_rank search=optuna optim.lr='tag(log,interval(1e-5,1e-2))'   choose the next values by the scores
   boothlab sweep NAME --help                        the file itself, with its costs and expectations
 
 sweeps, those in ./sweeps first:

@@ -1,6 +1,7 @@
 """`boothlab train`: one DreamBooth-LoRA run, or with -m one for each combination."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from boothlab.config import NOT_HASHED, TrainConfig
 from boothlab.errors import UserError
 from boothlab.files import sha256_file, shown
 from boothlab.progress import Reporter
+from boothlab.search import Pruned
 from boothlab.sweeping.run import run_sweep, take_options
 from boothlab.tracking.lock import owned
-from boothlab.tracking.manifest import config_hash, read_manifest
+from boothlab.tracking.manifest import RunStatus, config_hash, read_manifest
 
 HELP = HelpPage(
     config_name="train",
@@ -42,8 +44,17 @@ def run(argv: list[str]) -> int:
     return run_composed(HELP.config_name, train, left, multirun)
 
 
-def train(config: TrainConfig, resolved: dict[str, Any], run_dir: Path, one_of_many: bool) -> dict[str, Any]:
-    """One run, or what is left of it, or nothing if it is finished; returns its summary."""
+def train(
+    config: TrainConfig,
+    resolved: dict[str, Any],
+    run_dir: Path,
+    one_of_many: bool,
+    on_scores: Callable[[int, dict[str, float]], None] | None = None,
+) -> dict[str, Any]:
+    """One run, or what is left of it, or nothing if it is finished; returns its summary.
+
+    `on_scores` is told of each evaluation; when it raises Pruned, the run is closed as interrupted.
+    """
     # torch and diffusers: only once the config is known to be good
     from boothlab.building import build_training_run
     from boothlab.dreambooth.run import execute
@@ -60,8 +71,13 @@ def train(config: TrainConfig, resolved: dict[str, Any], run_dir: Path, one_of_m
     reporter.say(f"run folder {run_dir}")
     with owned(run_dir):
         run = build_training_run(config, resolved, run_dir, sys.argv, reporter)
+        run.on_scores = on_scores
         with run.tracker:
-            execute(run)
+            try:
+                execute(run)
+            except Pruned:
+                run.tracker.close(RunStatus.INTERRUPTED)
+                raise
     _show(run_dir, reporter)
     return finished_summary(run_dir) or {}
 

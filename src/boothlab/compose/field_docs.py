@@ -67,6 +67,8 @@ def expects(hint: Any) -> str:
     if typing.get_origin(hint) is list:
         (item,) = typing.get_args(hint)
         return f"list of {expects(item)}"
+    if typing.get_origin(hint) is dict:
+        return f"{{name: {expects(typing.get_args(hint)[1]).replace('|', ' or ')}}}"
     if isinstance(hint, type) and issubclass(hint, Enum):
         return "|".join(member.name for member in hint)
     return _PLAIN_NAMES.get(hint, getattr(hint, "__name__", str(hint)))

@@ -1,5 +1,7 @@
 """One job as Hydra runs it: the typed config in, an outcome out, so that a failing job never stops the others."""
 
+import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -36,21 +38,39 @@ class Outcome:
 
 
 class Job(Generic[T]):
-    """The task function given to Hydra; a class and not a closure, so that a launcher can send it to a worker."""
+    """The task function given to Hydra; a class and not a closure, so that a launcher can send it to a worker.
+
+    A worker stands where the command stood: relative paths mean the folder it was typed in, and the manifest has its
+    words. Of themselves Ray's workers start in other folders, and those of every launcher have words of their own.
+    """
 
     def __init__(self, schema: type[T], body: Body[T]):
         self.schema = schema
         self.body = body
+        self.folder = os.getcwd()
+        self.command = list(sys.argv)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Arrive in a worker, before Hydra makes the run folder there."""
+        self.__dict__.update(state)
+        sys.argv = list(self.command)
+        if Path(self.folder).is_dir():  # on a node that lacks it absolute paths still work
+            os.chdir(self.folder)
 
     def __call__(self, node: DictConfig) -> Outcome:
-        """Run the job. Only Ctrl-C and being told to end (exit codes above 128) go through Hydra and end a multirun."""
+        """Run the job. Only Ctrl-C and being told to end go through Hydra and end a multirun.
+
+        The latter are exit codes above 128, and the -1 of submitit, which queues the job again: it has no outcome yet.
+        """
         alone = HydraConfig.get().mode != RunMode.MULTIRUN
+        if not alone:  # one of many only speaks up to warn
+            logging.getLogger("boothlab").setLevel(logging.WARNING)
         try:
             config, resolved = load(node, self.schema)
             return Outcome(value=self.body(config, resolved, Path(HydraConfig.get().runtime.output_dir), not alone))
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-            if alone or code > 128:
+            if alone or not 0 <= code <= 128:
                 raise
             return Outcome(code, error=f"exit code {code}")
         except Exception as error:

@@ -48,6 +48,19 @@ class Multirun:
     launch: Callable[[Sequence[PlannedJob]], list[Outcome]]
 
 
+@dataclass(frozen=True)
+class Explorer:
+    """A multirun whose jobs are not known before: what may vary, and how to compose a job of chosen values.
+
+    `overrides` are those of the sweep's file and of the command line; `plan` composes a job from some of its own.
+    """
+
+    overrides: tuple[str, ...]
+    folder: Path
+    settings: dict[str, Any]
+    plan: Callable[[Sequence[str]], PlannedJob]
+
+
 def expand(params: Mapping[str, str], overrides: Sequence[str]) -> tuple[list[Override], dict[str, list[str]]]:
     """All overrides, and the values of each varied key.
 
@@ -68,16 +81,19 @@ def expand(params: Mapping[str, str], overrides: Sequence[str]) -> tuple[list[Ov
 
 
 class _Composer:
-    """Composes many configs that differ in values: Hydra once for each choice of groups, then value by value."""
+    """Composes many configs that differ in values: Hydra once for each choice of groups, then value by value.
 
-    def __init__(self, hydra: Hydra, name: str, schema: type):
-        self.hydra, self.name, self.schema = hydra, name, schema
+    `common` are overrides of every config, before its own.
+    """
+
+    def __init__(self, hydra: Hydra, name: str, common: Sequence[str] = ()):
+        self.hydra, self.name, self.common = hydra, name, common
         self.parser = OverridesParser.create()
         self.bases: dict[tuple[str, ...], DictConfig] = {}
 
     def __call__(self, overrides: Sequence[str]) -> tuple[DictConfig, Path]:
         """The job's own part of the config, and the folder of all jobs."""
-        parsed = self.parser.parse_overrides(list(overrides))
+        parsed = self.parser.parse_overrides([*self.common, *overrides])
         plain = [one for one in parsed if self._is_value(one)]
         choices = tuple(one.input_line or "" for one in parsed if not self._is_value(one))
         if choices not in self.bases:
@@ -114,9 +130,10 @@ def plan_multirun(hydra: Hydra, name: str, overrides: Sequence[str], job: Job[An
     assert isinstance(params, dict)
     chosen, values = expand({str(key): str(value) for key, value in params.items()}, overrides)
     fixed = [one.input_line or "" for one in chosen if not one.is_sweep_override()]
-    compose = _Composer(hydra, name, job.schema)
+    # Those of Hydra itself are the launcher's, which gives them to every job: a `+hydra.…` given twice is refused.
+    compose = _Composer(hydra, name, [one.input_line or "" for one in chosen if one.is_hydra_override()])
     found: dict[Path, PlannedJob] = {}
-    for batch in BasicSweeper.split_arguments(chosen, None):
+    for batch in BasicSweeper.split_arguments([one for one in chosen if not one.is_hydra_override()], None):
         for words in batch:
             planned = _plan_job(compose, words, job.schema)
             found.setdefault(planned.run_dir, planned)  # two settings that come to the same run are one job
@@ -134,6 +151,24 @@ def plan_multirun(hydra: Hydra, name: str, overrides: Sequence[str], job: Job[An
         settings={str(key): value for key, value in section.items()},
         launcher=str(cfg.hydra.launcher._target_).rpartition(".")[2],
         launch=launch,
+    )
+
+
+def explorer_of(hydra: Hydra, name: str, overrides: Sequence[str], schema: type) -> Explorer:
+    """The multirun for someone who chooses its jobs. Raises what Hydra raises for what it cannot read."""
+    cfg = hydra.compose_config(
+        name, [*overrides, "hydra.mode=MULTIRUN"], RunMode.MULTIRUN, validate_sweep_overrides=False
+    )
+    params = OmegaConf.to_container(cfg.hydra.sweeper.params, resolve=True) if cfg.hydra.sweeper.params else {}
+    section = OmegaConf.to_container(cfg.sweep, resolve=True) if "sweep" in cfg else {}
+    assert isinstance(params, dict) and isinstance(section, dict)
+    chosen, _ = expand({str(key): str(value) for key, value in params.items()}, overrides)
+    compose = _Composer(hydra, name, [one.input_line or "" for one in chosen if one.is_hydra_override()])
+    return Explorer(
+        overrides=tuple(one.input_line or "" for one in chosen if not one.is_hydra_override()),
+        folder=Path(str(cfg.hydra.sweep.dir)),
+        settings={str(key): value for key, value in section.items()},
+        plan=lambda words: _plan_job(compose, words, schema),
     )
 
 

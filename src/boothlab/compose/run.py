@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from boothlab.compose.job import Body, Job, code_of_multirun, code_of_run
-from boothlab.compose.jobs import Multirun, plan_multirun
+from boothlab.compose.jobs import Explorer, Multirun, explorer_of, plan_multirun
 from boothlab.compose.mistakes import BAD_INPUT, explain
 from boothlab.compose.overrides import quote_text
 from boothlab.compose.schemas import SCHEMAS, conf_dir
@@ -26,6 +26,8 @@ from boothlab.compose.typed import load, refuse_targets
 from boothlab.errors import UserError
 
 T = TypeVar("T")
+#: read by Ray when a launcher imports it: all lines of all jobs as they are, and no statistics sent
+_RAY = {"RAY_DEDUP_LOGS": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def run(
@@ -34,13 +36,14 @@ def run(
     argv: Sequence[str],
     multirun: Callable[[Multirun], int] | None = None,
     search_in: Path | None = None,
+    explore: Callable[[Explorer], int] | None = None,
 ) -> int:
     """Compose conf/<config_name>.yaml with the arguments, call `body` once or for each job, return the exit code.
 
     A single run lets the exceptions of `body` through. A multirun reports them and goes on with the next job;
-    `multirun` takes it over once its jobs are composed, unless a sweeper plugin chooses them as it goes. Config
-    files are looked for in `search_in` too. Raises
-    UserError for whatever is wrong with the arguments or the config files, before any folder is made.
+    `multirun` takes it over once its jobs are composed, unless a sweeper plugin chooses them as it goes; `explore`
+    takes it over before, and chooses the jobs itself. Config files are looked for in `search_in` too. Raises UserError
+    for whatever is wrong with the arguments or the config files, before any folder is made.
     """
     schema = SCHEMAS[config_name]
     arguments = _parse(argv, config_name)
@@ -51,8 +54,13 @@ def run(
             return 0
         with mistakes_explained(schema):
             mode = _mode(hydra, name, overrides, arguments.multirun)
+            os.environ.update({key: value for key, value in _RAY.items() if key not in os.environ})
             if mode is RunMode.RUN:
                 load(_job_part(hydra.compose_config(name, overrides, RunMode.RUN)), schema)
+        if mode is RunMode.MULTIRUN and explore is not None:
+            with mistakes_explained(schema):
+                explorer = explorer_of(hydra, name, overrides, schema)
+            return explore(explorer)
         if mode is RunMode.MULTIRUN and multirun is not None:
             with mistakes_explained(schema):
                 planned = plan_multirun(hydra, name, overrides, Job(schema, body))

@@ -14,6 +14,8 @@ from boothlab.errors import UserError
 from boothlab.files import read_json, shown, write_json
 
 FOLDER = ".locks"
+#: whoever looks at a lock holds it for a moment, and a sweep looks at all its jobs' twice a second
+PATIENCE_S = 0.5
 
 
 class RunInUseError(UserError):
@@ -70,9 +72,9 @@ def owned(run_dir: Path) -> Iterator[None]:
     """
     path, owner = _files(run_dir)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(path, timeout=0)
+    lock = filelock.FileLock(path, timeout=PATIENCE_S)
     try:
-        lock.acquire()
+        lock.acquire(poll_interval=0.01)
     except filelock.Timeout as error:
         raise RunInUseError(
             f"{shown(run_dir)} is in use by {_read_owner(run_dir)}; wait for it, or stop it first"

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from enum import Enum, StrEnum
 from pathlib import Path, PurePath
@@ -11,12 +12,17 @@ from typing import Any
 
 import boothlab
 from boothlab.errors import UserError
-from boothlab.files import read_json, write_json
-from boothlab.tracking.provenance import git_state, machine, numerics, package_versions
-from boothlab.tracking.redaction import redact
+from boothlab.files import read_json, sha256_file, write_json
+from boothlab.tracking.provenance import code_state, machine, numerics, package_versions
+from boothlab.tracking.redaction import redact, redact_text
 
 FILE_NAME = "manifest.json"
-FORMAT = 1
+FORMAT = 2
+"""1 had no captions, no hashes of the encoders' files, no parent and no outputs; such a manifest is still read."""
+ADAPTER = "lora/pytorch_lora_weights.safetensors"
+"""Where a training leaves its adapter, in the run folder."""
+OUTPUTS = (ADAPTER, "metrics.jsonl", "samples/step_*/*.png", "summary.json")
+"""What a finished run is worth: the files whose hashes its manifest keeps. Checkpoints keep their own."""
 
 
 class RunStatus(StrEnum):
@@ -90,11 +96,6 @@ def _stream_seeds(seed: int) -> dict[str, int]:
     return {stream.value: derive_seed(seed, stream) for stream in Stream}
 
 
-def _code_state() -> dict[str, Any] | None:
-    """The work tree of the package itself (a checkout or an editable install), or else of the current folder."""
-    return git_state(Path(boothlab.__file__).parent) or git_state(Path.cwd())
-
-
 def write_manifest(
     run_dir: Path,
     *,
@@ -105,35 +106,54 @@ def write_manifest(
     weights: Mapping[str, Any],
     command: Sequence[str],
     device: str,
+    captions: Mapping[str, str] | None = None,
+    not_hashed: Sequence[str] = (),
+    scored: Mapping[str, Any] | None = None,
+    parent: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write manifest.json before the first step and return what was written.
 
-    `inputs` maps the path of each input file to its SHA-256, `weights` names the pre-trained weights with their hashes
-    or revisions, `command` is the command line, `device` a torch device such as "cpu" or "cuda:0". No environment
-    variable is written, and whatever looks like a key or token is redacted. If the folder has a manifest already (a
-    resumed or repeated run), that attempt is kept as one entry of `earlier_attempts`.
+    `inputs` maps the path of each photo to its SHA-256 (class images are `class_images/0000`, …), `captions` that of
+    each side-car in use. `weights` holds what each frozen network is (hashes of its files, or hub id and commit) and
+    the adapter that is scored. `command` is the command line, `device` a torch device such as "cpu" or "cuda:0".
+    `not_hashed` are the keys that `config_hash` was made without. `scored` is the config of the run whose adapter is
+    scored, `parent` the run that this one repeats or was forked from. The environment is not written, but for the
+    workspace setting of cuBLAS, and whatever looks like a key or token is redacted. If the folder has a manifest
+    already (a resumed or repeated run), that attempt is kept as one entry of `earlier_attempts`.
     """
     manifest: dict[str, Any] = {
         "format": FORMAT,
+        "run": run_dir.name,
         "status": RunStatus.RUNNING.value,
         "started": _now(),
         "finished": None,
         "config": redact(plain(resolved_config)),
         "config_hash": config_hash,
+        "not_hashed": list(not_hashed),
         "seed": seed,
         "stream_seeds": _stream_seeds(seed),
-        "inputs": {PurePath(path).as_posix(): digest for path, digest in inputs.items()},
+        "inputs": _by_path(inputs),
+        "captions": _by_path(captions or {}),
         "weights": redact(plain(weights)),
+        "scored": None if scored is None else redact(plain(scored)),
+        "parent": None if parent is None else redact(plain(parent)),
         "command": _redact_command(command),
+        "working_directory": redact_text(Path.cwd().as_posix()),
         "versions": package_versions(),
         "machine": machine(device),
         "numerics": numerics(),
-        "git": _code_state(),
+        "git": code_state(),
+        "outputs": {},
+        "adapter_tensors": None,
         "earlier_attempts": _earlier_attempts(run_dir),
     }
     run_dir.mkdir(parents=True, exist_ok=True)
     write_json(run_dir / FILE_NAME, manifest)
     return manifest
+
+
+def _by_path(files: Mapping[str, str]) -> dict[str, str]:
+    return {PurePath(path).as_posix(): digest for path, digest in files.items()}
 
 
 def _redact_command(command: Sequence[str]) -> list[str]:
@@ -152,19 +172,54 @@ def _earlier_attempts(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def read_manifest(run_dir: Path) -> dict[str, Any]:
-    """The manifest of a run folder. Raises UserError if it is missing or is not a manifest."""
+    """The manifest of a run folder. Raises UserError if it is missing, no manifest, or of a later format."""
     path = run_dir / FILE_NAME
     if not path.exists():
         raise UserError(f"{run_dir} is not a run folder: it has no {FILE_NAME}")
     manifest = read_json(path)
-    if not isinstance(manifest, dict) or "config" not in manifest:
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("config"), dict):
         raise UserError(f"{path} is not a manifest of boothlab: it has no config")
+    written_as = manifest.get("format")
+    if isinstance(written_as, int) and written_as > FORMAT:
+        raise UserError(
+            f"{path} has format {written_as}, and boothlab {boothlab.__version__} reads up to {FORMAT}; update boothlab"
+        )
     return manifest
 
 
+def output_hashes(run_dir: Path) -> dict[str, str]:
+    """SHA-256 of each file in OUTPUTS that the run folder holds, by its path in the folder with forward slashes."""
+    found = sorted({path for pattern in OUTPUTS for path in run_dir.glob(pattern) if path.is_file()})
+    return {path.relative_to(run_dir).as_posix(): sha256_file(path) for path in found}
+
+
+def tensors_digest(path: Path) -> str:
+    """SHA-256 of the tensors in a safetensors file and their names, without what the file says of itself.
+
+    The file's own hash changes with the run's name in its metadata; this one only with a number. Raises UserError for
+    a file that is no safetensors file.
+    """
+    content = path.read_bytes()
+    try:
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + length])
+        header.pop("__metadata__", None)
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} is not a safetensors file ({error}); put the original back") from error
+    layout = json.dumps(header, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(layout.encode() + b"\n" + content[8 + length :]).hexdigest()
+
+
 def close_manifest(run_dir: Path, status: RunStatus) -> None:
-    """Set how and when the run ended. Raises UserError if there is no manifest to close."""
+    """Set how and when the run ended, and for a finished one the hashes of its outputs.
+
+    Raises UserError if there is no manifest to close.
+    """
     manifest = read_manifest(run_dir)
     manifest["status"] = RunStatus(status).value
     manifest["finished"] = _now()
+    if manifest["status"] == RunStatus.FINISHED:
+        manifest["outputs"] = output_hashes(run_dir)
+        with suppress(UserError, OSError):  # a scoring has none
+            manifest["adapter_tensors"] = tensors_digest(run_dir / ADAPTER)
     write_json(run_dir / FILE_NAME, manifest)

@@ -40,6 +40,8 @@ def machine(device: str) -> dict[str, Any]:
         "implementation": platform.python_implementation(),
         "os": platform.platform(),
         "architecture": platform.machine(),
+        "cpu": _cpu_name(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cpu_count": os.cpu_count(),
         "device": device,
     }
@@ -52,6 +54,17 @@ def machine(device: str) -> dict[str, Any]:
     return facts
 
 
+def _cpu_name() -> str:
+    """The processor's model: the libraries beneath torch choose their kernels by it, and kernels round differently."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except (OSError, UnicodeDecodeError):  # not Linux
+        pass
+    return platform.processor()
+
+
 def numerics() -> dict[str, Any]:
     """Threads and determinism switches. Results on the CPU are exact only at the same number of threads."""
     import torch
@@ -62,8 +75,23 @@ def numerics() -> dict[str, Any]:
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
         "cudnn_deterministic": torch.backends.cudnn.deterministic,
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "cudnn_allow_tf32": torch.backends.cudnn.allow_tf32,
+        # Lightning sets it on any device, at a later moment; only cuBLAS reads it.
+        "cublas_workspace": os.environ.get("CUBLAS_WORKSPACE_CONFIG") if torch.cuda.is_available() else None,
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
     }
+
+
+def code_state() -> dict[str, Any] | None:
+    """`git_state` of the package's own work tree (a checkout or an editable install), or else of the current folder.
+
+    `of` says which of the two it is: "boothlab" or "working directory".
+    """
+    package = Path(boothlab.__file__).parent
+    if _git(package, "ls-files", "--", "__init__.py"):  # not a .venv that lies in somebody's repository
+        return {"of": "boothlab", **(git_state(package) or {})}
+    state = git_state(Path.cwd())
+    return state and {"of": "working directory", **state}
 
 
 def _git(folder: Path, *arguments: str) -> bytes | None:
