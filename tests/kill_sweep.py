@@ -123,7 +123,7 @@ def kill_at(process: subprocess.Popen[bytes], folder: Path, chance: random.Rando
 def until_finished(
     words: Sequence[str], folder: Path, kills: int, seed: int, log: Path, patience_s: float
 ) -> tuple[int, int, int]:
-    """Kill it `kills` times, or as often as it lives so long, then let it finish: kills, restarts, kills in training."""
+    """Kill it `kills` times, or as often as it lives so long, then let it end: kills, restarts, kills in training."""
     chance, done, restarts, training = random.Random(seed), 0, 0, 0
     while done < kills:
         ended = kill_at(start(words, log), folder, chance, patience_s)

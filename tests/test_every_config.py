@@ -13,7 +13,7 @@ from boothlab.compose.naming import identity, run_name
 from boothlab.compose.run import compose, group_options
 from boothlab.compose.schemas import SCHEMAS, conf_dir
 from boothlab.compose.typed import from_resolved, leaves, load
-from boothlab.config import NOT_HASHED, BackboneConfig, SampleConfig, ScoreConfig, TrainConfig
+from boothlab.config import NOT_HASHED, BackboneConfig, SampleConfig, ScoreConfig, SearchConfig, TrainConfig
 from boothlab.errors import UserError
 
 CONF = conf_dir()
@@ -88,7 +88,8 @@ def test_every_field_of_every_dataclass_has_a_doc(schema: type) -> None:
 
 
 def test_every_dataclass_is_reached_from_a_command() -> None:
-    used = {dataclass for schema in SCHEMAS.values() for dataclass in [schema, *_below(schema)]}
+    schemas = [*SCHEMAS.values(), SearchConfig]  # the last is of `boothlab sweep NAME search=…`
+    used = {dataclass for schema in schemas for dataclass in [schema, *_below(schema)]}
     assert used == set(DATACLASSES)
     assert list(sections(SampleConfig)) == ["", "sampler", "backbone"]
 

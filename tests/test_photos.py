@@ -45,7 +45,7 @@ def test_a_caption_says_where_and_when_and_nothing_of_the_toy(tmp_path: Path) ->
     toy = held_out_subject("robot", 6)
     for path in tmp_path.glob("*.txt"):
         assert toy.color_name not in path.read_text(encoding="utf-8")
-        assert toy.pattern.value not in path.read_text(encoding="utf-8")
+        assert toy.pattern not in path.read_text(encoding="utf-8")
 
 
 def test_photos_are_the_same_every_time(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -47,10 +47,10 @@ SETTINGS: list[dict[str, Any]] = [{RANK: rank, LR: lr} for lr in (1e-4, 1e-3) fo
 SWEEP = {"name": "rank", "title": "LoRA rank", "axis": RANK, "expect": {"clip_i": "rises", "clip_t": "falls"}}
 
 
-def study_of(root: Path, settings: list[dict[str, Any]] | None = None, **options: Any) -> Study:
+def study_of(root: Path, chosen: list[dict[str, Any]] | None = None, **options: Any) -> Study:
     """Four settings of two seeds unless told otherwise."""
     options = {"seeds": (0, 1), "sweep": SWEEP, **options}
-    folder = make_runs(root, SETTINGS if settings is None else settings, **options)
+    folder = make_runs(root, SETTINGS if chosen is None else chosen, **options)
     return build_study([folder])
 
 
@@ -97,6 +97,7 @@ class Blocks(HTMLParser):
 # Data
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     st.recursive(
         st.text() | st.integers() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
@@ -139,12 +140,12 @@ def test_prompts_lose_what_all_begin_with() -> None:
 
 
 def test_of_keys_that_change_together_the_shortest_names_the_setting(tmp_path: Path) -> None:
-    settings = [
+    chosen = [
         {"subject.class_noun": noun, "subject.instance_prompt": f"a photo of a sks {noun}", RANK: rank}
         for noun in ("cat", "dog")
         for rank in (4, 16)
     ]
-    study = study_of(tmp_path, settings, sweep=None)
+    study = study_of(tmp_path, chosen, sweep=None)
     assert told_apart_by(study.runs, study.varied) == [RANK, "subject.class_noun"]
     data = Blocks(written(study, tmp_path / "report.html")).data
     assert [setting["label"] for setting in data["settings"]] == [
@@ -195,10 +196,8 @@ def test_the_headline_is_the_best_balanced_setting_at_one_checkpoint(tmp_path: P
     assert len(runs) == 3
     for score in ("clip_i", "dino", "clip_t"):
         mean = sum(run.best("balanced").scores[score] for run in runs) / 3  # type: ignore[union-attr]
-        tile = re.search(
-            rf'<div class="tile" data-score="{score}">.*?<p class="value">([\d.]+)<small>', html, re.DOTALL
-        )
-        assert tile and tile[1] == f"{mean:.4f}"
+        tile = html.split(f'<div class="tile" data-score="{score}">')[1]
+        assert tile.split('<p class="value">')[1].startswith(f"{mean:.4f}<small> ± ")
     assert "rank</span> <b>16</b>" in html and "the mean of 3 seeds" in html
 
 
@@ -266,9 +265,7 @@ def test_votes_have_a_section_of_their_own(tmp_path: Path) -> None:
     study.human = Votes()
     text = " ".join(Blocks(written(study, tmp_path / "report.html")).text.split())
     assert "3 raters, who did not know which was which. A is one at step 100; B is two at step 50." in text
-    assert "subject 20 12 (60%) 5 (25%) 3 (15%) 0.41 0.1430 3" in re.sub(r"(?<=\d|\))(?=\d)", "", text) or all(
-        part in text for part in ("12 (60%)", "5 (25%)", "3 (15%)", "0.41", "0.1430")
-    )
+    assert "subject2012 (60%)5 (25%)3 (15%)0.410.14303 A pair" in text  # the cells of the only row
 
 
 def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
@@ -282,6 +279,13 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
 
 def picture(source: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(source.partition("base64,")[2], validate=True))).convert("RGB")
+
+
+def near(image: Image.Image, place: tuple[int, int], colour: tuple[int, int, int]) -> bool:
+    """Whether a pixel has this colour, but for compression."""
+    found = image.getpixel(place)
+    assert isinstance(found, tuple)
+    return all(abs(a - b) < 8 for a, b in zip(found, colour, strict=True))
 
 
 def runs_in(root: Path, count: int = 1, **options: Any) -> list[RunRecord]:
@@ -347,10 +351,13 @@ def test_large_images_become_small(tmp_path: Path) -> None:
     (run,) = runs_in(tmp_path)
     for path in run.folder.glob("samples/*/prompt*.png"):
         Image.new("RGB", (512, 512), (200, 30, 90)).save(path)
+    shutil.rmtree(run.folder / "samples" / "step_000000")  # equal samples are stored once, and these are
+    shutil.rmtree(run.folder / "samples" / "step_000050")
+    run = read_run(run.folder)
     sheet = sheets_of([run], plan_of([run]))[0, 100]
     drawn = picture(sheet.source)
     assert (sheet.cell, drawn.size) == (LARGEST_CELL, (2 * LARGEST_CELL, 2 * LARGEST_CELL))
-    assert all(abs(a - b) < 8 for a, b in zip(drawn.getpixel((200, 100)), (200, 30, 90), strict=True))  # type: ignore[arg-type]
+    assert near(drawn, (200, 100), (200, 30, 90))
 
 
 def test_a_small_study_is_shown_whole(tmp_path: Path) -> None:
@@ -394,12 +401,10 @@ def test_photos_that_are_gone_are_cut_from_the_grid(tmp_path: Path) -> None:
     run.manifest["inputs"] = {"gone/a.png": "a" * 64, "gone/b.png": "b" * 64}
     samples = [Image.new("RGB", (32, 32), (9, 9, 9))] * 2
     build_grid([("a prompt", samples)], ["seed 0", "seed 1"], photos, "a title").save(run.last.grid)  # type: ignore[union-attr,arg-type]
-    found = [picture(photo).getpixel((60, 60)) for photo in subject_photos([run])]
-    assert len(found) == 2
-    assert all(
-        max(abs(a - b) for a, b in zip(one, two, strict=True)) < 8
-        for one, two in zip(found, ((250, 0, 0), (0, 250, 0)), strict=True)
-    )  # type: ignore[arg-type]
+    found = [picture(photo) for photo in subject_photos([run])]
+    assert [photo.size for photo in found] == [(128, 128)] * 2
+    for photo, colour in zip(found, ((250, 0, 0), (0, 250, 0)), strict=True):
+        assert near(photo, (60, 60), colour)
 
 
 # In a browser
@@ -450,11 +455,9 @@ class Reader:
 
     def pixels(self, selector: str) -> list[str]:
         """The content of the canvases as data URLs, once all are drawn."""
-        self.tab.wait_for_function_free(selector) if hasattr(self.tab, "wait_for_function_free") else None
         self.tab.wait_for_selector(f"{selector}[data-drawn]")
-        return self.tab.evaluate(
-            f"[...document.querySelectorAll({json.dumps(selector)})].map((one) => one.toDataURL())"
-        )
+        self.tab.wait_for_selector(f"{selector}:not([data-drawn])", state="detached")
+        return self.tab.locator(selector).evaluate_all("(all) => all.map((one) => one.toDataURL())")
 
     def hover_point(self, index: int, plot: str = "tradeoff") -> None:
         box = self.tab.locator(f"#plot-{plot} .points path").nth(index).bounding_box()
@@ -467,8 +470,8 @@ class Reader:
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("page")
     made = Made(prompts=[*PROMPTS, f"a {{token}} {{class}} {EVIL}"], ceilings={"clip_i": 0.69, "dino": 0.45})
-    settings = [*SETTINGS, {RANK: 4, LR: 1e-3, "subject.token": EVIL}]
-    study = study_of(root, settings, made=made, sweep={**SWEEP, "title": EVIL})
+    chosen = [*SETTINGS, {RANK: 4, LR: 1e-3, "subject.token": EVIL}]
+    study = study_of(root, chosen, made=made, sweep={**SWEEP, "title": EVIL})
     study.title = f"A study {EVIL}"
     write_page(study, root / "study" / "report.html")
     return root / "study" / "report.html"
@@ -625,7 +628,7 @@ def test_dragging_along_an_axis_keeps_some_settings(browser: Any, page: Path) ->
     reader.draw("parallel")
     box = reader.tab.locator("#plot-parallel .nsewdrag").first.bounding_box()
     axes = reader.tab.evaluate("axes().map((axis) => axis.name)")
-    assert axes[:3] == ["rank", "lr", "token"] or set(axes[:3]) == {"rank", "lr", "token"}
+    assert axes[3:] == ["CLIP-I ↑", "DINO ↑", "CLIP-T ↑", "balanced ↑", "DIV ↑", "PRES ↓"]
     width = box["width"] / (len(axes) - 1 + 0.9)
     x, top, bottom = box["x"] + width * (0.45 + axes.index("rank")), box["y"], box["y"] + box["height"]
     reader.tab.mouse.move(x - 8, top + 0.05 * (bottom - top))
@@ -705,8 +708,8 @@ def test_a_run_without_samples_still_has_a_page(browser: Any, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_five_hundred_runs_stay_usable(browser: Any, tmp_path: Path) -> None:
-    settings: list[dict[str, Any]] = [{RANK: 2 ** (index % 5), LR: 1e-5 * (1 + index // 5)} for index in range(100)]
-    study = study_of(tmp_path, settings, seeds=range(5))
+    chosen: list[dict[str, Any]] = [{RANK: 2 ** (index % 5), LR: 1e-5 * (1 + index // 5)} for index in range(100)]
+    study = study_of(tmp_path, chosen, seeds=range(5))
     assert len(study.runs) == 500
     write_page(study, tmp_path / "report.html")
     assert (tmp_path / "report.html").stat().st_size < 60e6
@@ -725,7 +728,7 @@ def test_five_hundred_runs_stay_usable(browser: Any, tmp_path: Path) -> None:
     assert reader.complaints == []
 
 
-def test_a_plan_within_the_limits_needs_no_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_left_out_is_said_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = study_of(tmp_path, [{RANK: 4}])
     poor = Plan(1, 1, 2, False)
     monkeypatch.setattr(page_module, "plan_of", lambda runs: poor)

@@ -116,6 +116,7 @@ def test_scales_of_nothing_give_the_base_model_s_images(lab: Lab, trained: Path)
     assert scores_at(scored, 4) == {key: value for key, value in scores_at(trained, 0).items() if "ceiling" not in key}
 
 
+@pytest.mark.slow
 def test_each_scale_is_one_part_s(lab: Lab, trained: Path) -> None:
     """The four corners of the grid differ, and a scale in between is in between neither of them."""
     words = [*words_of(lab, "grid", f"run={trained}"), "unet_scale=0,1", "text_encoder_scale=0,1", "steps=1"]
@@ -132,7 +133,7 @@ def test_each_scale_is_one_part_s(lab: Lab, trained: Path) -> None:
 def built(monkeypatch: pytest.MonkeyPatch) -> list[ScoreRun]:
     """The scorings that were built; none of them draws."""
     found: list[ScoreRun] = []
-    monkeypatch.setattr(ScoreRun, "execute", found.append)
+    monkeypatch.setattr(ScoreRun, "execute", lambda self: found.append(self))
     return found
 
 
@@ -142,7 +143,7 @@ def test_what_is_not_asked_for_stays_as_in_the_run(lab: Lab, trained: Path, buil
         "guidance": ("guidance_scale=2",),
         "guidance of 0": ("guidance_scale=0",),
         "sampler": ("scheduler=ddim", "steps=3", "negative_prompt=a dog"),
-        "prompts": ("prompts=[a {token} {class} on the moon]", "image_seeds=[7,8]"),
+        "prompts": ("prompts=a {token} {class} on the moon", "image_seeds=[7,8]"),
     }
     for index, extra in enumerate(asked.values()):
         score(lab, f"changed-{index}", f"run={trained}", *extra)
@@ -197,6 +198,7 @@ def train_words(lab: Lab, *extra: str) -> str:
     return "train=[" + ",".join(f'"{word}"' for word in words) + "]"
 
 
+@pytest.mark.slow
 def test_without_a_run_one_is_trained_for_all_scorings(
     lab: Lab, executed: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -218,6 +220,7 @@ def test_without_a_run_one_is_trained_for_all_scorings(
     assert executed == []
 
 
+@pytest.mark.slow
 def test_a_training_that_was_interrupted_goes_on(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     words = words_of(lab, "stopped", train_words(lab))
     with stopped_after(3, monkeypatch):
