@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -28,6 +29,7 @@ from boothlab.reporting.pictures import (
     Plan,
     cost_of,
     plan_of,
+    shapes_of,
     sheets_of,
     shown_points,
     spread,
@@ -315,7 +317,7 @@ def test_the_best_balanced_and_the_last_checkpoint_are_shown_first(tmp_path: Pat
 
 def test_a_sheet_has_the_very_pixels_of_small_images(tmp_path: Path) -> None:
     (run,) = runs_in(tmp_path)
-    sheet = sheets_of([run], plan_of([run]))[0, 100]
+    sheet = sheets_of([run], plan_of(shapes_of([run])))[0, 100]
     assert (sheet.cell, sheet.prompts, sheet.seeds, sheet.gaps) == (32, (0, 1), (0, 1), ())
     drawn = picture(sheet.source)
     assert drawn.size == (64, 64)
@@ -331,17 +333,17 @@ def test_missing_and_damaged_images_leave_gaps(tmp_path: Path) -> None:
     samples = run.folder / "samples" / "step_000100"
     (samples / "prompt00_seed1.png").unlink()
     (samples / "prompt01_seed0.png").write_bytes(b"\x89PNG\r\n\x1a\n, and then nothing that is one")
-    sheets = sheets_of([run], plan_of([run]))
+    sheets = sheets_of([run], plan_of(shapes_of([run])))
     assert sheets[0, 100].gaps == (1, 2)
     shutil.rmtree(run.folder / "samples" / "step_000050")
-    assert set(sheets_of([read_run(run.folder)], plan_of([run]))) == {(0, 0), (0, 100)}
+    assert set(sheets_of([read_run(run.folder)], plan_of(shapes_of([run])))) == {(0, 0), (0, 100)}
 
 
 def test_equal_samples_are_stored_once(tmp_path: Path) -> None:
     one, two = runs_in(tmp_path, 2)
     for path in (one.folder / "samples/step_000100").glob("prompt*.png"):
         shutil.copy(path, two.folder / "samples/step_000100" / path.name)
-    sheets = sheets_of([one, two], plan_of([one, two]))
+    sheets = sheets_of([one, two], plan_of(shapes_of([one, two])))
     assert sheets[0, 100].id == sheets[1, 100].id
     assert sorted(bool(sheets[index, 100].source) for index in (0, 1)) == [False, True]
     assert len({sheet.id for sheet in sheets.values() if sheet.source}) == len({sheet.id for sheet in sheets.values()})
@@ -354,7 +356,7 @@ def test_large_images_become_small(tmp_path: Path) -> None:
     shutil.rmtree(run.folder / "samples" / "step_000000")  # equal samples are stored once, and these are
     shutil.rmtree(run.folder / "samples" / "step_000050")
     run = read_run(run.folder)
-    sheet = sheets_of([run], plan_of([run]))[0, 100]
+    sheet = sheets_of([run], plan_of(shapes_of([run])))[0, 100]
     drawn = picture(sheet.source)
     assert (sheet.cell, drawn.size) == (LARGEST_CELL, (2 * LARGEST_CELL, 2 * LARGEST_CELL))
     assert near(drawn, (200, 100), (200, 30, 90))
@@ -362,23 +364,24 @@ def test_large_images_become_small(tmp_path: Path) -> None:
 
 def test_a_small_study_is_shown_whole(tmp_path: Path) -> None:
     runs = runs_in(tmp_path, 2)
-    assert plan_of(runs) == whole_plan(runs) == Plan(2, 2, 3, True)
-    assert pictures_note(runs, plan_of(runs)) == ""
+    shapes = shapes_of(runs)
+    assert shapes == {(2, 2, 3, 32): 2}
+    assert plan_of(shapes) == whole_plan(shapes) == Plan(2, 2, 3, True)
+    assert pictures_note(whole_plan(shapes), plan_of(shapes)) == ""
+    assert plan_of(shapes_of([])) == Plan(0, 0, 0, True)
 
 
-def test_a_large_study_is_cut_to_the_limits_and_says_so(tmp_path: Path) -> None:
-    made = Made(prompts=[f"a {{token}} {{class}} {index}" for index in range(8)], image_seeds=(0, 1, 2, 3))
-    (run,) = runs_in(tmp_path, checkpoints=(10, 20, 30, 40, 50), made=made)
-    runs = [run] * 500
-    plan = plan_of(runs)
-    work, size = cost_of(runs, plan, {run.folder: 32})
+def test_a_large_study_is_cut_to_the_limits_and_says_so() -> None:
+    shapes = Counter({(8, 4, 6, 32): 500})
+    plan = plan_of(shapes)
+    work, size = cost_of(shapes, plan)
     assert work <= MOST_WORK and size <= MOST_BYTES
     assert plan == Plan(8, 2, 5, False)
-    assert pictures_note(runs, plan) == (
+    assert pictures_note(whole_plan(shapes), plan) == (
         "So that this page stays usable, it holds 2 of 4 image seeds, 5 of 6 checkpoints of each run, the best balanced"
         " and the last among them; the run folders have all."
     )
-    assert plan_of([run] * 10**6) == Plan(1, 1, 1, False)
+    assert plan_of(Counter({(100, 20, 50, 512): 10**6})) == Plan(1, 1, 1, False)
 
 
 def test_photos_are_those_of_the_manifest_if_they_are_unchanged(tmp_path: Path) -> None:
@@ -731,7 +734,7 @@ def test_five_hundred_runs_stay_usable(browser: Any, tmp_path: Path) -> None:
 def test_what_is_left_out_is_said_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = study_of(tmp_path, [{RANK: 4}])
     poor = Plan(1, 1, 2, False)
-    monkeypatch.setattr(page_module, "plan_of", lambda runs: poor)
+    monkeypatch.setattr(page_module, "plan_of", lambda shapes: poor)
     html = written(study, tmp_path / "report.html")
     assert "it holds 1 of 2 prompts, 1 of 2 image seeds, 2 of 3 checkpoints of each run" in Blocks(html).text
     sheets: Sequence[Any] = list(Blocks(html).data["runs"][0]["sheets"].values())

@@ -31,6 +31,9 @@ BAD_INPUT = (
     AttributeError,
 )
 
+#: launchers that are Hydra plugins, and the extra that brings each
+LAUNCHER_EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}
+
 
 def explain(error: BaseException, schema: type) -> UserError:
     """The one line for an exception of BAD_INPUT; a UserError anywhere behind it stays as it is."""
@@ -81,6 +84,8 @@ def _unreadable(override: str) -> UserError:
 def _missing_file(error: MissingConfigException) -> UserError:
     missing = error.missing_cfg_file or ""
     group, _, option = missing.rpartition("/")
+    if group == "hydra/launcher" and option in LAUNCHER_EXTRAS:
+        return UserError(f"{group}={option} needs an extra: pip install 'boothlab[{LAUNCHER_EXTRAS[option]}]'")
     if group and error.options:
         closest = difflib.get_close_matches(option, error.options, n=1)
         meant = f"did you mean {closest[0]}? " if closest else ""

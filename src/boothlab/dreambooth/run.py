@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch.utils.data import DataLoader
 
 from boothlab.config import TrainerConfig
@@ -86,6 +87,8 @@ def _fit(run: TrainingRun, callbacks: list[pl.Callback]) -> None:
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         deterministic=config.deterministic,
+        # Whatever started this process (SLURM, a launcher) ran it as one process, and sees itself to running it again.
+        plugins=[LightningEnvironment()],
         **run.lightning,
     )
     micro_steps: Any = range(steps * config.accumulate)

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from boothlab import __version__
 from boothlab.files import write_text
 from boothlab.reporting.markdown import number
-from boothlab.reporting.pictures import LARGEST_CELL, Plan, plan_of, sheets_of, whole_plan
+from boothlab.reporting.pictures import LARGEST_CELL, Plan, plan_of, shapes_of, sheets_of, whole_plan
 from boothlab.reporting.plots import Pictures, page_data, score_info, short_names, told_apart_by
 from boothlab.reporting.rows import cell_of
 from boothlab.reporting.runs import SCORES, RunRecord
@@ -34,12 +34,13 @@ def write_page(study: Study, path: Path) -> None:
     pictures it holds is a matter of `pictures.plan_of`; what is left out is said on the page. Pictures that are missing
     or damaged are left out too. Raises UserError if the place cannot be written.
     """
-    plan = plan_of(study.runs)
+    shapes = shapes_of(study.runs)
+    plan = plan_of(shapes)
     pictures = Pictures(plan, sheets_of(study.runs, plan))
     data = page_data(study, pictures, path.parent)
     sources = sorted({sheet.id: sheet.source for sheet in pictures.sheets.values() if sheet.source}.items())
     names = short_names(told_apart_by(study.runs, study.varied))
-    write_text(path, _render(study, plan, data, sources, names))
+    write_text(path, _render(study, plan, pictures_note(whole_plan(shapes), plan), data, sources, names))
 
 
 def script_json(value: Any) -> str:
@@ -49,7 +50,12 @@ def script_json(value: Any) -> str:
 
 
 def _render(
-    study: Study, plan: Plan, data: dict[str, Any], sources: Sequence[tuple[str, str]], names: dict[str, str]
+    study: Study,
+    plan: Plan,
+    note: str,
+    data: dict[str, Any],
+    sources: Sequence[tuple[str, str]],
+    names: dict[str, str],
 ) -> str:
     from plotly.offline import get_plotlyjs  # here: a third of a second
 
@@ -76,7 +82,7 @@ def _render(
             group_of={group.name: group for group in study.groups},
             human=_human(study.human),
             shared=_shared(study),
-            pictures_note=pictures_note(study.runs, plan),
+            pictures_note=note,
             pictures_about=pictures_about(plan),
         )
     )
@@ -212,9 +218,8 @@ def _votes(row: dict[str, Any]) -> dict[str, Any]:
     return {"items": row["items"], "wins": counted, "kappa": kappa, "p": _p_value(row["p_value"]), "open": open_items}
 
 
-def pictures_note(runs: Sequence[RunRecord], plan: Plan) -> str:
+def pictures_note(whole: Plan, plan: Plan) -> str:
     """What a page does not show of the samples, in a sentence; empty if it shows all."""
-    whole = whole_plan(runs)
     parts = [
         f"{kept} of {all_of_them} {what}"
         for kept, all_of_them, what in (

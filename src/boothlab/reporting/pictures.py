@@ -10,6 +10,7 @@ import io
 import os
 import re
 import threading
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -96,44 +97,46 @@ def native_side(run: RunRecord) -> int | None:
     return None
 
 
-def whole_plan(runs: Sequence[RunRecord]) -> Plan:
-    """The plan that leaves nothing out."""
-    return Plan(
-        prompts=max((len(run.prompts) for run in runs), default=0),
-        seeds=max((len(run.image_seeds) for run in runs), default=0),
-        checkpoints=max((len(run.checkpoints) + (run.floor is not None) for run in runs), default=0),
-        lossless=True,
+Shape = tuple[int, int, int, int]
+"""How much of a run there is: prompts, image seeds, checkpoints, and the side of its samples in pixels."""
+
+
+def shapes_of(runs: Sequence[RunRecord]) -> Counter[Shape]:
+    """The shapes of the runs that have samples, each with the number of such runs."""
+    sides = [(run, native_side(run)) for run in runs]
+    return Counter(
+        (len(run.prompts), len(run.image_seeds), len(run.checkpoints) + (run.floor is not None), side)
+        for run, side in sides
+        if side
     )
 
 
-def plan_of(runs: Sequence[RunRecord], most_work: float = MOST_WORK, most_bytes: float = MOST_BYTES) -> Plan:
+def whole_plan(shapes: Iterable[Shape]) -> Plan:
+    """The plan that leaves nothing out."""
+    prompts, seeds, checkpoints, _ = map(max, zip(*shapes, (0, 0, 0, 0), strict=True))
+    return Plan(prompts, seeds, checkpoints, lossless=True)
+
+
+def plan_of(shapes: Counter[Shape], most_work: float = MOST_WORK, most_bytes: float = MOST_BYTES) -> Plan:
     """The fullest plan whose estimated work and size are within the limits; the poorest one if none is."""
-    sides = {run.folder: native_side(run) or 0 for run in runs}
-    plan = whole_plan(runs)
-    for name, cap in (("prompts", 10**9), *CAPS):
+    plan = whole_plan(shapes)
+    for name, cap in (("prompts", plan.prompts), *CAPS):
         plan = replace(plan, **{name: min(getattr(plan, name), cap)})
         for lossless in (True, False):
             plan = replace(plan, lossless=lossless)
-            work, size = cost_of(runs, plan, sides)
+            work, size = cost_of(shapes, plan)
             if work <= most_work and size <= most_bytes:
                 return plan
     return plan
 
 
-def cost_of(runs: Sequence[RunRecord], plan: Plan, sides: dict[Path, int]) -> tuple[float, float]:
-    """The estimated milliseconds of reading and bytes of HTML; see the timings in benchmarks/report.py."""
+def cost_of(shapes: Counter[Shape], plan: Plan) -> tuple[float, float]:
+    """The estimated milliseconds of reading and bytes of HTML; benchmarks/report.py measures both."""
     work = size = 0.0
-    for run in runs:
-        side = sides[run.folder]
-        if not side:
-            continue
-        images = (
-            min(plan.prompts, len(run.prompts))
-            * min(plan.seeds, len(run.image_seeds))
-            * min(plan.checkpoints, len(run.checkpoints) + (run.floor is not None))
-        )
+    for (prompts, seeds, checkpoints, side), runs in shapes.items():
+        images = runs * min(plan.prompts, prompts) * min(plan.seeds, seeds) * min(plan.checkpoints, checkpoints)
         pixels = min(side, LARGEST_CELL) ** 2
-        bytes_a_pixel = 2.2 if plan.lossless and side <= SMALL else 0.6 if side <= SMALL else 0.25
+        bytes_a_pixel = 0.25 if side > SMALL else 2.2 if plan.lossless else 0.6
         work += images * (0.35 + 40e-6 * side**2)
         size += images * pixels * bytes_a_pixel * 4 / 3
     return work, size
