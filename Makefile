@@ -6,7 +6,7 @@ INPUTS := pyproject.toml constraints.txt
 
 STUDY := learning_rate lora_rank text_encoder prior_preservation class_prompt text_encoder_prior
 
-.PHONY: demo study test lint format bench clean
+.PHONY: demo study test test-all lint format bench clean
 
 demo: $(VENV)/.installed ## the main job: a DreamBooth-LoRA run on the built-in miniature
 	$(BIN)/boothlab train
@@ -17,6 +17,9 @@ study: $(VENV)/.installed ## the six tables of the published study on the miniat
 
 test: $(VENV)/.installed-dev ## all tests but the slow ones
 	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(VENV)/.installed-dev ## all tests: clusters, agents, kills and big pages as well
+	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
