@@ -390,7 +390,7 @@ def ray_cluster(bench: Bench) -> Iterator[dict[str, str]]:
     (folder / "token").write_text(secrets.token_hex(32))  # the nodes listen on the network
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
     address = f"127.0.0.1:{port}"
-    environment = {**bench.environment, **token}
+    environment = {**bench.environment, **token, "RAY_worker_niceness": "0"}  # 15 of itself: they would starve in tests
     environment.pop("RAY_ADDRESS", None)
     head = ("--head", f"--port={port}", f"--temp-dir={folder / 't'}", "--include-dashboard=false")
     try:

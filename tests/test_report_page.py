@@ -463,6 +463,7 @@ class Reader:
         return self.tab.locator(selector).evaluate_all("(all) => all.map((one) => one.toDataURL())")
 
     def hover_point(self, index: int, plot: str = "tradeoff") -> None:
+        self.draw(plot)
         box = self.tab.locator(f"#plot-{plot} .points path").nth(index).bounding_box()
         x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
         self.tab.mouse.move(x - 4, y)
@@ -472,7 +473,7 @@ class Reader:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("page")
-    made = Made(prompts=[*PROMPTS, f"a {{token}} {{class}} {EVIL}"], ceilings={"clip_i": 0.69, "dino": 0.45})
+    made = Made(prompts=[*PROMPTS, f"a photo of a {{token}} {{class}} {EVIL}"], ceilings={"clip_i": 0.69, "dino": 0.45})
     chosen = [*SETTINGS, {RANK: 4, LR: 1e-3, "subject.token": EVIL}]
     study = study_of(root, chosen, made=made, sweep={**SWEEP, "title": EVIL})
     study.title = f"A study {EVIL}"
@@ -497,9 +498,9 @@ def test_names_and_prompts_from_configs_show_as_they_are(browser: Any, page: Pat
     reader.draw(*PLOTS)
     reader.tab.select_option("#tradeoff-controls select >> nth=1", label="token")
     reader.tab.wait_for_selector("#plot-tradeoff .legendtext:has-text('alert(1)')")
-    legend = reader.tab.locator("#plot-tradeoff .legendtext").all_inner_texts()
+    legend = reader.tab.locator("#plot-tradeoff .legendtext").all_text_contents()
     assert any(text.startswith("<script>alert(1)</script>") for text in legend)
-    assert any(EVIL[:12] in text for text in reader.tab.locator("#plot-heat .ytick").all_inner_texts())
+    assert any(EVIL[:12] in text for text in reader.tab.locator("#plot-heat .ytick").all_text_contents())
     options = reader.tab.locator("#samples-controls select >> nth=0").locator("option").all_inner_texts()
     assert any(EVIL in text for text in options)
     assert reader.complaints == []
@@ -542,7 +543,7 @@ def test_tables_can_be_copied_for_a_paper(browser: Any, page: Path) -> None:
     width = len(lines[2].split(" & "))
     assert all(len(line.split(" & ")) == width for line in lines if line.endswith("\\\\"))
     assert "\\textbf{" in latex and "$\\pm$" in latex and "samples" not in latex
-    assert csv.splitlines()[0].startswith("token,lr,rank,seeds,CLIP-I,DINO,CLIP-T,balanced")
+    assert csv.splitlines()[0].startswith("lr,token,rank,seeds,CLIP-I,DINO,CLIP-T,balanced")
 
 
 def test_pointing_at_a_run_shows_its_samples(browser: Any, page: Path) -> None:
@@ -661,7 +662,7 @@ def test_a_field_of_the_heat_map_leads_to_its_samples(browser: Any, page: Path) 
 
 def test_runs_can_be_found_by_their_settings(browser: Any, page: Path) -> None:
     reader = Reader(browser, page)
-    reader.tab.fill("#runs-controls input", "rank 16 seed 1")
+    reader.tab.fill("#runs-controls input", "rank 16, seed 1")
     assert reader.tab.locator("#runs-table tbody tr:visible").count() == 2
     assert reader.tab.locator("#runs-count").inner_text().startswith("2 of 10 runs")
 
@@ -703,7 +704,7 @@ def test_a_run_without_samples_still_has_a_page(browser: Any, tmp_path: Path) ->
     reader = Reader(browser, tmp_path / "report.html")
     reader.draw("tradeoff", "curves", "heat")
     assert "No samples were found" in reader.tab.locator("#samples-grid").inner_text()
-    assert "No scores by prompt were kept" in reader.tab.locator("#plot-heat").inner_text()
+    assert "No scores by prompt were kept" in reader.tab.locator("#plot-heat").text_content()
     reader.tab.locator("#runs-table button.link").first.click()
     assert "No samples of this run were found" in reader.tab.locator("dialog").inner_text()
     assert reader.complaints == []
@@ -739,3 +740,20 @@ def test_what_is_left_out_is_said_on_the_page(tmp_path: Path, monkeypatch: pytes
     assert "it holds 1 of 2 prompts, 1 of 2 image seeds, 2 of 3 checkpoints of each run" in Blocks(html).text
     sheets: Sequence[Any] = list(Blocks(html).data["runs"][0]["sheets"].values())
     assert [(sheet["prompts"], sheet["seeds"]) for sheet in sheets] == [([0], [0]), ([0], [0])]
+
+
+def test_copying_is_marked_wherever_a_run_is_shown(browser: Any, tmp_path: Path) -> None:
+    made = Made(ceilings={"clip_i": 0.69, "dino": 0.3})
+    study = study_of(tmp_path, made=made)
+    assert {run.copying[-1] for run in study.runs if run.copying} == {100}
+    write_page(study, tmp_path / "report.html")
+    reader = Reader(browser, tmp_path / "report.html")
+    reader.draw("tradeoff", "curves")
+    for plot in ("tradeoff", "curves"):
+        assert "may be copying" in "".join(reader.tab.locator(f"#plot-{plot} .legendtext").all_text_contents())
+    assert "the model may be copying its photos" in reader.tab.locator("#warnings").inner_text()
+    copying = sum(bool(run.copying) for run in study.runs)
+    assert reader.tab.locator("#runs-table .warned").count() == copying > 0
+    reader.tab.locator("#runs-table tr:has(.warned) button.link").first.click()
+    assert "copying?" in reader.tab.locator("dialog").inner_text()
+    assert reader.complaints == []

@@ -192,6 +192,25 @@ def test_what_is_finished_is_not_run_again(
     assert "sweep 4 jobs (2 finished, 2 new) in outputs/train" in capsys.readouterr().err
 
 
+def test_what_is_to_be_overwritten_is_run_again(
+    trainings: Trainings, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "-m", "lora.rank=2,4"]
+    assert main(command) == 0
+    before = fingerprints(workplace)
+    assert main([*command, "paths.overwrite=true"]) == 0
+    assert trainings.ran == [(2, 0), (4, 0)] * 2
+    assert not fingerprints(workplace).items() & before.items()
+    printed = capsys.readouterr().err
+    assert printed.count("[1/2] finished lora.rank=2") == printed.count("[2/2] finished lora.rank=4") == 2
+    trainings.refusals[2] = UserError("photos: no image there")
+    before = fingerprints(runs_in(workplace)[2, 0])
+    assert main([*command, "paths.overwrite=true"]) == 1
+    assert "lora.rank=2 failed photos: no image there" in flat(capsys.readouterr().err)
+    assert fingerprints(runs_in(workplace)[2, 0]) == before  # what it was to replace is still whole
+    assert main(command) == 0
+
+
 def test_a_single_run_counts_in_a_sweep_and_the_other_way_round(trainings: Trainings) -> None:
     assert main(["train", "lora.rank=2"]) == 0
     assert main(["train", "-m", "lora.rank=2,4"]) == 0
@@ -833,10 +852,12 @@ def test_sigterm_ends_a_sweep_and_the_same_command_goes_on(lab: Lab) -> None:
     straight = lab.train("straight-30", "seed=1", *extra)
     words = ["train", "-m", *lab.overrides("told", *extra), "seed=0,1"]
     command = [sys.executable, "-m", "boothlab", *words]
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+    root = Path(__file__).parent.parent  # the current folder may be all that leads to the package
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, cwd=root, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300
     while not list((lab.folder / "told").glob("*/tiny-*-s1/checkpoints/step_000006/state.json")):
-        assert process.poll() is None
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)

@@ -34,6 +34,11 @@ class PlannedJob:
     run_dir: Path
     mistake: str | None = None
 
+    @property
+    def overwrites(self) -> bool:
+        """Whether it is to be run again even if it is finished, as `paths.overwrite=true` says."""
+        return bool((self.resolved.get("paths") or {}).get("overwrite"))
+
 
 @dataclass(frozen=True)
 class Multirun:

@@ -45,8 +45,8 @@ class Standard:
     image: float = 0.0
 
 
-def _within(unit: float) -> Standard:
-    """Scores may be off by `unit`, losses and the adapter by `unit` of themselves, gradients by ten times as much."""
+def _within(unit: float, adapter: float) -> Standard:
+    """Scores may be off by `unit`, losses by `unit` of themselves, gradients by ten times as much."""
     never = Tolerance(relative=1e-9)
     by_prefix = (
         ("train/loss", Tolerance(relative=unit)),
@@ -55,14 +55,14 @@ def _within(unit: float) -> Standard:
         ("train/epoch", never),
         ("eval/constant_images", never),
     )
-    return Standard(False, Tolerances(Tolerance(absolute=unit), by_prefix), adapter=unit, image=500 * unit)
+    return Standard(False, Tolerances(Tolerance(absolute=unit), by_prefix), adapter=adapter, image=500 * unit)
 
 
 BIT_FOR_BIT = Standard(exact=True)
 """For the same device, number of threads and libraries."""
-WITHIN_TOLERANCE = _within(0.001)
+WITHIN_TOLERANCE = _within(0.001, adapter=0.001)
 """For any other, in float32: a score may differ by one in the third decimal, the last that a table shows."""
-WITHIN_TOLERANCE_IN_HALF = _within(0.01)
+WITHIN_TOLERANCE_IN_HALF = _within(0.01, adapter=0.05)
 """The same for backbones in bfloat16 or float16, whose rounding is coarser."""
 
 

@@ -14,7 +14,7 @@ from boothlab.files import shown
 from boothlab.progress import Reporter
 from boothlab.sweeping.estimate import estimate_seconds, past_costs, shown_seconds
 from boothlab.sweeping.states import JobState, StandingJob, count, note_failure, state_of
-from boothlab.sweeping.watch import SweepWatch, balanced, best_of, differing, label, last_step, rows_of, shown_scores
+from boothlab.sweeping.watch import SweepWatch, balanced, best_of, differing, label, rows_of, shown_scores, steps_before
 
 RETRY = "--retry-failed"
 DRY_RUN = "--dry-run"
@@ -42,9 +42,13 @@ def take_options(argv: Sequence[str], always_many: bool = False) -> tuple[SweepO
 
 
 def to_do(standing: Sequence[StandingJob], retry_failed: bool) -> list[StandingJob]:
-    """The jobs to run now. What failed is only tried again when asked: it would most often fail again."""
+    """The jobs to run now. What failed is only tried again when asked: it would most often fail again.
+
+    A job that overwrites is run however it ended before.
+    """
     wanted = {JobState.NEW, JobState.INTERRUPTED} | ({JobState.FAILED} if retry_failed else set())
-    return [one for one in standing if one.state in wanted]
+    ended = {JobState.FINISHED, JobState.FAILED}
+    return [one for one in standing if one.state in wanted or (one.state in ended and one.job.overwrites)]
 
 
 def run_sweep(
@@ -59,7 +63,8 @@ def run_sweep(
     `record` is called before the first job, with every mistake known; a dry run leaves it out.
 
     0 when every job is finished, 1 when some failed, 2 when all that did not finish are bad input. What is finished is
-    never run again, what was interrupted goes on from its last checkpoint, and no failure stops the other jobs.
+    never run again unless it is to be overwritten, what was interrupted goes on from its last checkpoint, and no
+    failure stops the other jobs.
     """
     standing = [state_of(job) for job in multirun.jobs]
     unfinished = {one.job.run_dir for one in standing if one.state is not JobState.FINISHED}
@@ -114,7 +119,7 @@ def show_plan(
         return
     reporter.say(f"  shared: {_shared([one.job for one in left])}")
     seconds = estimate_seconds(
-        [(one.job.resolved, last_step(one.job.run_dir)) for one in left], past_costs(multirun.folder.parent)
+        [(one.job.resolved, steps_before(one.job)) for one in left], past_costs(multirun.folder.parent)
     )
     guess = (
         f"about {shown_seconds(seconds)} one after another, judged by past runs"
@@ -145,8 +150,9 @@ def _conclude(
     multirun: Multirun, standing: Sequence[StandingJob], failures: dict[Path, str], reporter: Reporter
 ) -> int:
     telling = differing(multirun.jobs)
-    good = [one for one in standing if one.state is JobState.FINISHED]
-    bad = [one for one in standing if one.state is not JobState.FINISHED]
+    # A finished run that was to be overwritten may have failed to begin again; it is whole, but not what was asked for.
+    good = [one for one in standing if one.state is JobState.FINISHED and one.job.run_dir not in failures]
+    bad = [one for one in standing if one not in good]
     rows = {one.job.run_dir: best_of(rows_of(one.job.run_dir)) for one in good}
     best = max(good, key=lambda one: balanced(rows[one.job.run_dir]), default=None)
     row = rows[best.job.run_dir] if best else None
@@ -164,6 +170,7 @@ def _conclude(
         table.add_column(column, overflow="fold")
     for one in bad:
         why = failures.get(one.job.run_dir) or one.why
-        table.add_row(Text(label(one.job, telling)), one.state.value, Text(" ".join(why.split())))
+        state = JobState.FAILED if one.state is JobState.FINISHED else one.state
+        table.add_row(Text(label(one.job, telling)), state.value, Text(" ".join(why.split())))
     reporter.console.print(table)
     return 2 if not good and all(one.state is JobState.MISTAKEN for one in bad) else 1

@@ -62,8 +62,8 @@ def _status(run_dir: Path) -> tuple[str | None, str]:
 
 
 def note_failure(run_dir: Path, error: str) -> None:
-    """Remember a failure that came before the run could write its own summary."""
-    if _status(run_dir)[0] != JobState.FAILED:
+    """Remember a failure that came before the run could write its own summary; a finished run's is left alone."""
+    if _status(run_dir)[0] not in (JobState.FAILED, JobState.FINISHED):
         run_dir.mkdir(parents=True, exist_ok=True)
         write_json(run_dir / SUMMARY, {"status": JobState.FAILED.value, "error": error})
 

@@ -67,7 +67,7 @@ class SweepWatch:
         self.open = {job.run_dir: job for job in jobs}
         self.started = time.monotonic()
         self.stale = {job.run_dir: _written(job.run_dir) for job in jobs}
-        self.first_steps = {job.run_dir: last_step(job.run_dir) for job in jobs}
+        self.first_steps = {job.run_dir: steps_before(job) for job in jobs}
         self.best: tuple[float, str] | None = None
         for job in everything:
             self._weigh(job)
@@ -109,8 +109,15 @@ class SweepWatch:
         for job in self.jobs:
             steps = max(1, work_of(job.resolved)[0] - self.first_steps[job.run_dir])
             ended = job.run_dir not in self.open
-            done += steps if ended else min(steps, max(0, last_step(job.run_dir) - self.first_steps[job.run_dir]))
+            done += steps if ended else min(steps, self._steps_since(job))
         return done
+
+    def _steps_since(self, job: PlannedJob) -> int:
+        """Optimizer steps of an open job in this sitting; what is yet to be overwritten is none of them."""
+        stale = self.stale[job.run_dir]
+        if job.overwrites and stale and stale == _written(job.run_dir):
+            return 0
+        return max(0, last_step(job.run_dir) - self.first_steps[job.run_dir])
 
     def _say_ended(self, job: PlannedJob, state: JobState) -> None:
         done = self.total - len(self.open)
@@ -133,6 +140,11 @@ class SweepWatch:
         ended = self.total - len(self.open)
         best = f"  best balanced {self.best[0]:.3f} ({self.best[1]})" if self.best else ""
         return f"{ended}/{self.total} jobs{best}"
+
+
+def steps_before(job: PlannedJob) -> int:
+    """The optimizer steps that need not be done again."""
+    return 0 if job.overwrites else last_step(job.run_dir)
 
 
 def last_step(run_dir: Path) -> int:

@@ -265,7 +265,7 @@ function showStrips() {
 const list = { words: "", sort: null };
 
 function runsControls() {
-  const input = make("input", { type: "search", placeholder: "rank 16, 1e-4 …", oninput: () => { list.words = input.value; showRuns(); } });
+  const input = make("input", { type: "search", placeholder: "rank 16, seed 0 …", oninput: () => { list.words = input.value; showRuns(); } });
   input.value = list.words;
   byId("runs-controls").replaceChildren(make("label", {}, "Find", input), make("span", { id: "runs-count", class: "faint", style: "line-height:2rem" }));
   byId("runs-table").replaceChildren(runsTable());
@@ -283,7 +283,7 @@ function runsTable() {
 }
 
 function showRuns() {
-  const words = list.words.toLowerCase().split(/[\s,]+/).filter(Boolean), rows = [...byId("runs-table").querySelectorAll("tbody tr")];
+  const words = list.words.toLowerCase().split(",").map((part) => part.trim()).filter(Boolean), rows = [...byId("runs-table").querySelectorAll("tbody tr")];
   // Settings are searched as they are named elsewhere, so that "rank 16" finds what it says.
   const texts = new Map(runsShown().map((run) => [String(run.index), `${run.label} seed ${run.seed} ${run.name}`.toLowerCase()]));
   let count = 0;
