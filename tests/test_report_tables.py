@@ -403,6 +403,21 @@ def test_the_same_setting_and_seed_counts_once(tmp_path: Path) -> None:
     assert [table.missing for table in tables] == [(), ()]
 
 
+def test_a_rerun_gives_way_to_the_run_that_it_repeats_and_a_fork_does_not(tmp_path: Path) -> None:
+    for experiment in ("reruns", "train"):  # in the order of the report, the rerun comes first
+        rank_runs(tmp_path, {4: (0.5, 0.6)}, experiment=experiment)
+    again = next((tmp_path / "reruns").glob("*-s0"))
+    for fork, kept in ((False, "train"), (True, "reruns")):
+        manifest = json.loads((again / "manifest.json").read_text(encoding="utf-8"))
+        manifest["parent"] = {"run": again.name, "fork": fork}
+        (again / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+        study = build_study([tmp_path / "reruns", tmp_path / "train"])
+        assert {run.seed: run.folder.parent.name for run in study.runs}[0] == kept
+        why = dict(study.left_out)[again.name]
+        assert why.startswith("is a rerun of train/" if kept == "train" else "has the setting and the seed of reruns/")
+    assert len(build_study([again]).runs) == 1  # asked for by itself it is a run like any other
+
+
 def test_the_title_is_the_folders_names_unless_given(tmp_path: Path) -> None:
     one, two = (make_runs(tmp_path, [{RANK: rank}], experiment=name) for name, rank in (("one", 4), ("two", 8)))
     assert build_study([one, two]).title == "one, two"

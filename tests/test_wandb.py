@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from boothlab.errors import UserError
-from boothlab.tracking.wandb import WandbMirror, WandbMode, has_key, resolve_mode
+from boothlab.tracking.wandb import KEPT_FILES, WandbMirror, WandbMode, has_key, resolve_mode
 from wandb_double import GOOD_KEY, Server, ServerRun, wandb_server
 
 WANDB = [sys.executable, "-m", "wandb"]
@@ -135,6 +135,24 @@ def test_offline_run_holds_everything(tmp_path: Path, picture: Path, caplog: pyt
     ]
 
 
+def test_the_manifest_goes_along_and_a_copy_of_it_stays_offline(tmp_path: Path) -> None:
+    mirror = started(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"seed": 0}')
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    (tmp_path / "lora").mkdir()
+    folder = mirror.sync_dir
+    mirror.finish(0)
+    assert folder is not None
+    kept = {path.name: path for path in (folder / "files").iterdir() if path.name in KEPT_FILES}
+    assert {name: path.read_text() for name, path in kept.items()} == {
+        "manifest.json": '{"seed": 0}',
+        "metrics.jsonl": '{"step": 1}\n',
+    }
+    assert not any(path.is_symlink() for path in kept.values())
+    named = [item["path"] for record in of_type(records(folder), "files") for item in record["files"]["files"]]
+    assert {"manifest.json", "metrics.jsonl"} <= set(named)
+
+
 def merged_summary(found: list[dict[str, Any]]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for record in of_type(found, "summary"):
@@ -174,9 +192,11 @@ def test_online_run_reaches_the_server(tmp_path: Path, server: Server, picture: 
     mirror = started(tmp_path, name="my run")
     assert mirror.mode is WandbMode.ONLINE  # auto, and a key is set
     log_everything(mirror, picture)
+    (tmp_path / "manifest.json").write_text('{"seed": 0}')
     mirror.finish(0)
     (run,) = server.runs.values()
     assert_run_arrived(server, run, "my run")
+    assert server.uploads[f"/store/{run.name}/manifest.json"] == b'{"seed": 0}'
     assert run.exit_code == 0
     adapter = next(item for item in server.artifacts.values() if item.fields["artifactCollectionName"] == "adapter")
     assert adapter.committed

@@ -1,13 +1,13 @@
 """One job as Hydra runs it: the typed config in, an outcome out, so that a failing job never stops the others."""
 
 import logging
+import math
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn
@@ -17,24 +17,35 @@ from omegaconf import DictConfig
 from boothlab.compose.typed import load
 from boothlab.errors import NonFiniteLossError, UserError
 from boothlab.tracking.lock import RunInUseError
+from boothlab.tracking.redaction import RedactingFilter, redact_file
+from boothlab.tracking.summary import headline
 
 T = TypeVar("T")
 #: what a command does: (typed config, the same as a plain dict, run folder, whether it is one job of a multirun)
 Body = Callable[[T, dict[str, Any], Path, bool], object]
 
 
-@dataclass
-class Outcome:
+class Outcome(float):
     """How a job of a multirun ended: an exit code. A single run keeps its exception, to be raised again.
 
+    As a number it is what a sweeper plugin of Hydra may maximise: the best balanced score of the run, NaN without one.
     `in_use` means that another process works on that very run, so that this one left it alone.
     """
 
-    code: int = 0
-    value: object = None
-    error: str | None = None
-    in_use: bool = False
-    exception: BaseException | None = None
+    def __new__(cls, number: float = math.nan, **_: object) -> Self:
+        return super().__new__(cls, number)
+
+    def __init__(
+        self,
+        number: float = math.nan,
+        *,
+        code: int = 0,
+        value: object = None,
+        error: str | None = None,
+        in_use: bool = False,
+        exception: BaseException | None = None,
+    ):
+        self.code, self.value, self.error, self.in_use, self.exception = code, value, error, in_use, exception
 
 
 class Job(Generic[T]):
@@ -65,18 +76,31 @@ class Job(Generic[T]):
         alone = HydraConfig.get().mode != RunMode.MULTIRUN
         if not alone:  # one of many only speaks up to warn
             logging.getLogger("boothlab").setLevel(logging.WARNING)
+        _keep_secrets_out_of_files()
         try:
             config, resolved = load(node, self.schema)
-            return Outcome(value=self.body(config, resolved, Path(HydraConfig.get().runtime.output_dir), not alone))
+            value = self.body(config, resolved, Path(HydraConfig.get().runtime.output_dir), not alone)
+            return Outcome(headline(value) if isinstance(value, Mapping) else math.nan, value=value)
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
             if alone or not 0 <= code <= 128:
                 raise
-            return Outcome(code, error=f"exit code {code}")
+            return Outcome(code=code, error=f"exit code {code}")
         except Exception as error:
             if alone:
                 return Outcome(exception=error)
             return _report(error, HydraConfig.get().overrides.task)
+
+
+def _keep_secrets_out_of_files() -> None:
+    """Redact what Hydra has just written about the job, and what will be logged to files."""
+    hydra = HydraConfig.get()
+    if hydra.output_subdir is not None:
+        for path in sorted((Path(hydra.runtime.output_dir) / hydra.output_subdir).glob("*.yaml")):
+            redact_file(path)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.addFilter(RedactingFilter())
 
 
 def _report(error: Exception, overrides: Iterable[str]) -> Outcome:
@@ -89,7 +113,7 @@ def _report(error: Exception, overrides: Iterable[str]) -> Outcome:
         line = f"{type(error).__name__}: {error}"
     print(f"boothlab: error: the job {job} failed: {line}", file=sys.stderr, flush=True)
     in_use = isinstance(error, RunInUseError)
-    return Outcome(2 if isinstance(error, UserError) and not in_use else 1, error=line, in_use=in_use)
+    return Outcome(code=2 if isinstance(error, UserError) and not in_use else 1, error=line, in_use=in_use)
 
 
 def code_of_run(job_return: JobReturn) -> int:
@@ -100,9 +124,12 @@ def code_of_run(job_return: JobReturn) -> int:
     return outcome.code
 
 
-def code_of_multirun(batches: Iterable[Iterable[JobReturn]]) -> int:
-    """The exit code of a multirun: 0 if all went well, 2 if all were bad input, 1 otherwise."""
-    codes = [job_return.return_value.code for batch in batches for job_return in batch]
+def code_of_multirun(batches: Iterable[Iterable[JobReturn]] | None) -> int:
+    """The exit code of a multirun: 0 if all went well, 2 if all were bad input, 1 otherwise.
+
+    Sweeper plugins keep what the jobs returned to themselves (None): 0, their failures were told as they happened.
+    """
+    codes = [job_return.return_value.code for batch in batches or () for job_return in batch]
     failed = [code for code in codes if code != 0]
     if not failed:
         return 0

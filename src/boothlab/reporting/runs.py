@@ -127,6 +127,11 @@ class RunRecord:
         """Whether it scored the adapter of another run (`boothlab score`) and trained nothing."""
         return "lora" not in self.config
 
+    @property
+    def is_rerun(self) -> bool:
+        """Whether it repeats another run to see that it comes out the same (`boothlab rerun` without a fork)."""
+        return (self.manifest.get("parent") or {}).get("fork") is False
+
     def best(self, score: str) -> Checkpoint | None:
         """The checkpoint after step 0 with the best finite value of a score; the earliest of equals."""
         return self._best.get(score)

@@ -104,7 +104,7 @@ def build_study(folders: Sequence[Path], *, title: str | None = None, split: boo
 
 def _load(paths: Sequence[Path]) -> Found:
     found = Found()
-    first: dict[tuple[str, int], RunRecord] = {}
+    read: list[tuple[Path, RunRecord, str]] = []
     for path in paths:
         try:
             run = read_run(path)
@@ -116,13 +116,19 @@ def _load(paths: Sequence[Path]) -> Found:
             found.left_out.append((run.name, why))
             found.unfinished.append(run)
             continue
+        read.append((path, run, measured))
+    first: dict[tuple[str, int], RunRecord] = {}
+    for path, run, measured in sorted(read, key=lambda one: one[1].is_rerun):  # the run itself before its reruns
         twin = first.setdefault((run.setting + run.suffix + measured, run.seed), run)
         found.by_path[path] = twin
         if twin is run:
             found.finished.append(run)
         else:
             where = f"{twin.folder.parent.name}/{twin.name}"
-            found.left_out.append((run.name, f"has the setting and the seed of {where}, and a seed counts once"))
+            why = f"is a rerun of {where}" if run.is_rerun else f"has the setting and the seed of {where}"
+            found.left_out.append((run.name, f"{why}, and a seed counts once"))
+    place = {path: index for index, path in enumerate(paths)}
+    found.finished.sort(key=lambda run: place[run.folder])
     return found
 
 

@@ -9,7 +9,7 @@ from boothlab.files import write_json
 from boothlab.tracking import history
 from boothlab.tracking.history import HistoryFile, Row, read_history
 from boothlab.tracking.manifest import RunStatus, plain
-from boothlab.tracking.metrics import SAMPLING_SECONDS, SCORING_SECONDS, TRAIN_STEP_SECONDS, metric_for
+from boothlab.tracking.metrics import BALANCED, SAMPLING_SECONDS, SCORING_SECONDS, TRAIN_STEP_SECONDS, metric_for
 from boothlab.tracking.redaction import redact_text
 
 FILE_NAME = "summary.json"
@@ -36,6 +36,13 @@ def best_values(rows: Iterable[Row]) -> dict[str, dict[str, int | float]]:
             if key not in best or rank > (best[key]["step"] > 0, sign * best[key]["value"]):
                 best[key] = {"value": value, "step": row.step}
     return best
+
+
+def headline(summary: Mapping[str, Any]) -> float:
+    """The best balanced score of a run by its summary, whatever the encoders; NaN without one."""
+    best = summary.get("best") or {}
+    values = [entry["value"] for key, entry in best.items() if (m := metric_for(key)) and m.key == BALANCED]
+    return float(max(values, default=math.nan))
 
 
 def baseline_values(rows: Iterable[Row]) -> dict[str, int | float]:

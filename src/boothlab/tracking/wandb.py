@@ -3,9 +3,11 @@
 import logging
 import os
 import shlex
+import shutil
 import sys
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -15,9 +17,11 @@ from boothlab.errors import UserError
 from boothlab.tracking.background import Background
 from boothlab.tracking.history import FILE_NAME as HISTORY
 from boothlab.tracking.history import read_history
+from boothlab.tracking.manifest import FILE_NAME as MANIFEST
 from boothlab.tracking.manifest import plain
 from boothlab.tracking.metrics import REGISTRY, STEP_KEY
-from boothlab.tracking.redaction import redact
+from boothlab.tracking.provenance import code_state
+from boothlab.tracking.redaction import redact, redact_command, redact_text
 
 if TYPE_CHECKING:
     import wandb  # at run time only inside functions: the import takes a second
@@ -28,6 +32,8 @@ INIT_TIMEOUT_S = 15.0
 FINISH_TIMEOUT_S = 60.0
 FAILED_FINISH_TIMEOUT_S = 5.0
 _MAX_TAG_LENGTH = 64
+KEPT_FILES = (MANIFEST, HISTORY, "summary.json")
+"""Files of the run folder that W&B keeps as they are: enough for `boothlab rerun`."""
 _IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 
 
@@ -104,6 +110,7 @@ class WandbMirror:
         self._warned = False
         self._failed = False
         self._background: Background | None = None
+        self._run_dir = Path()
         self.mode = WandbMode.DISABLED
 
     @property
@@ -128,13 +135,14 @@ class WandbMirror:
         the run is recorded offline and the log says how to send it later.
         """
         wanted = check_mode(mode)
+        self._run_dir = run_dir
         try:
             arguments = {
                 "dir": str(run_dir),
                 "project": project,
-                "group": group,
-                "tags": [tag[:_MAX_TAG_LENGTH] for tag in tags if tag],
-                "name": name or run_dir.name,
+                "group": group and redact_text(group),
+                "tags": [redact_text(tag)[:_MAX_TAG_LENGTH] for tag in tags if tag],
+                "name": redact_text(name or run_dir.name),
                 "config": redact(plain(config)),
             }
             self._start(resolve_mode(wanted), arguments)
@@ -170,7 +178,12 @@ class WandbMirror:
     def _init(self, mode: WandbMode, arguments: dict[str, Any], finish_timeout: float) -> "wandb.Run":
         import wandb
 
+        code = code_state() or {}
         settings = wandb.Settings(
+            # Its own look at the work tree would send the uncommitted changes as they are; the manifest has them.
+            disable_git=True,
+            git_commit=code.get("commit"),
+            save_code=False,
             init_timeout=self._init_timeout,
             finish_timeout=finish_timeout,
             finish_timeout_raises=True,
@@ -182,7 +195,8 @@ class WandbMirror:
         # A run id left over in the environment would merge the jobs of a multirun; only a sweep agent means it.
         run_id = None if os.environ.get("WANDB_SWEEP_ID") else uuid.uuid4().hex[:8]
         online = mode is WandbMode.ONLINE
-        return wandb.init(**arguments, mode="online" if online else "offline", id=run_id, settings=settings)
+        with _redacted_words():
+            return wandb.init(**arguments, mode="online" if online else "offline", id=run_id, settings=settings)
 
     def sync_command(self) -> str:
         """The command line that sends what was recorded."""
@@ -247,6 +261,7 @@ class WandbMirror:
         run, command, background = self._run, self.sync_command(), self._background
         if run is None or background is None:
             return
+        self._send("the manifest", self._keep_files)
         self._run = self._background = None
         if not background.close(lambda: FAILED_FINISH_TIMEOUT_S if self._failed else self._finish_timeout):
             self._warn("W&B did not take everything in time; the run folder has it")
@@ -257,6 +272,12 @@ class WandbMirror:
         else:
             if self.mode is WandbMode.OFFLINE:
                 log.info("W&B recorded this run offline. Send it with: %s", command)
+
+    def _keep_files(self, run: "wandb.Run") -> None:
+        for name in KEPT_FILES:
+            if (self._run_dir / name).is_file():  # copied: W&B would leave a link, and the folder may be moved
+                shutil.copyfile(self._run_dir / name, Path(run.dir) / name)
+                run.save(str(Path(run.dir) / name), base_path=run.dir, policy="now")
 
     def _send(self, what: str, action: Callable[["wandb.Run"], None]) -> None:
         run, background = self._run, self._background
@@ -276,6 +297,17 @@ class WandbMirror:
         if not self._warned:
             self._warned = True
             log.warning("%s", message)
+
+
+@contextmanager
+def _redacted_words() -> Iterator[None]:
+    """W&B copies the command line from `sys.argv` when a run starts: let it find no key there."""
+    words = sys.argv
+    sys.argv = [*words[:1], *redact_command(words[1:])]
+    try:
+        yield
+    finally:
+        sys.argv = words
 
 
 def _define_metrics(run: "wandb.Run") -> None:
