@@ -95,6 +95,7 @@ class _Composer:
         self.hydra, self.name, self.common = hydra, name, common
         self.parser = OverridesParser.create()
         self.bases: dict[tuple[str, ...], DictConfig] = {}
+        self.groups: dict[str, bool] = {}
 
     def __call__(self, overrides: Sequence[str]) -> tuple[DictConfig, Path]:
         """The job's own part of the config, and the folder of all jobs."""
@@ -117,7 +118,10 @@ class _Composer:
         return simple and not self._is_group(override.key_or_group)
 
     def _is_group(self, key: str) -> bool:
-        return "/" in key or ("." not in key and self.hydra.config_loader.get_group_options(key) != [])
+        if key not in self.groups:  # Hydra searches all folders each time
+            options = "." not in key and self.hydra.config_loader.get_group_options(key)
+            self.groups[key] = "/" in key or bool(options)
+        return self.groups[key]
 
 
 def plan_multirun(hydra: Hydra, name: str, overrides: Sequence[str], job: Job[Any]) -> Multirun | None:

@@ -145,7 +145,7 @@ function drawHeat(target) {
   Plotly.react(target, [{
     type: "heatmap", z, x: columns.map((_, index) => index), y: rows.map((_, index) => index), xgap: few ? 2 : 0.5, ygap: 2,
     customdata: rows.map((row) => columns.map(({ setting }) => [setting.index, row.prompt])), hoverinfo: "none",
-    colorscale: change ? diverging() : colorscale(), reversescale: !info.higher, ...(change ? { zmin: -most, zmax: most } : {}),
+    colorscale: change ? diverging() : failing(), reversescale: !info.higher, ...(change ? { zmin: -most, zmax: most } : {}),
     texttemplate: columns.length * 48 < target.clientWidth * 0.75 ? "%{z:.3f}" : "", textfont: { size: 11 }, colorbar: { thickness: 10, outlinewidth: 0, len: 0.9, tickfont: { size: 11 } },
   }], layout({
     xaxis: { tickvals: few ? columns.map((_, index) => index) : [], ticktext: few ? labels.map(safe) : [], tickangle: slanted ? -38 : 0, showgrid: false, title: { text: `${few ? safe(keys.map((key) => key.name).join(" · ")) || "settings" : `${columns.length} settings`}, the best on the left` } },
@@ -156,6 +156,11 @@ function drawHeat(target) {
     const run = bestRunOf(DATA.settings[customdata[0]]);
     showCard(run, run.steps[placeOf(run, heat.which)], event, customdata[1]);
   }, ({ customdata }) => compareAt(customdata[1], bestRunOf(DATA.settings[customdata[0]]).index));
+}
+
+/** The worse, the stronger: what fails stands out of the page, light or dark. */
+function failing() {
+  return isDark() ? [[0, "#ffa36c"], [0.5, "#8a4726"], [1, "#25282e"]] : [[0, "#a8380f"], [0.5, "#eda679"], [1, "#fbf6ec"]];
 }
 
 function diverging() {

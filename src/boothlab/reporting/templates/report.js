@@ -116,7 +116,6 @@ function shade(share) {
   const mixed = stops[low].map((value, channel) => Math.round(value + (stops[low + 1][channel] - value) * (place - low)));
   return `rgb(${mixed.join(",")})`;
 }
-const colorscale = () => look().scale.map((_, index, all) => [index / (all.length - 1), shade(index / (all.length - 1))]);
 
 /** What may colour runs: name, values in order, and the value of a run. */
 function colourings() {

@@ -45,7 +45,7 @@ function endLines(score, axis, range, right = false) {
     if (inside) shapes.push({ type: "line", layer: "below", name, ...along, line: { color: look().floor, width: 1.2, dash: name === "floor" ? "dot" : "dash" } });
     const arrow = inside ? "" : axis === "y" ? (above ? " ↑" : " ↓") : above ? " →" : " ←";
     const where = axis === "y"
-      ? { xref: "paper", x: right ? 1 : 0, xanchor: right ? "right" : "left", y: inside ? value : range[above ? 1 : 0], yanchor: inside || !above ? "bottom" : "top" }
+      ? { xref: "paper", x: right || inside ? 1 : 0, xanchor: right || inside ? "right" : "left", y: inside ? value : range[above ? 1 : 0], yanchor: inside || !above ? "bottom" : "top" }
       : { yref: "paper", y: 1, yanchor: "top", x: inside ? value : range[above ? 1 : 0], xanchor: inside ? "left" : above ? "right" : "left", textangle: inside ? -90 : 0 };
     const text = `${name} ${fixed(value)}${arrow}`;
     annotations.push({ text: axis === "x" && !inside ? `${SCORE[score].label} ${text}` : text, showarrow: false, font: { size: 11, color: look().faint }, ...where, ...(axis === "x" && !inside ? { y: 0, yanchor: "bottom" } : {}) });
