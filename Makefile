@@ -6,7 +6,7 @@ INPUTS := pyproject.toml constraints.txt
 
 STUDY := learning_rate lora_rank text_encoder prior_preservation class_prompt text_encoder_prior
 
-.PHONY: demo study test test-all lint format bench clean
+.PHONY: demo study test test-all golden lint format bench reliability clean
 
 demo: $(VENV)/.installed ## the main job: a DreamBooth-LoRA run on the built-in miniature
 	$(BIN)/boothlab train
@@ -21,6 +21,9 @@ test: $(VENV)/.installed-dev ## all tests but the slow ones
 test-all: $(VENV)/.installed-dev ## all tests: clusters, agents, kills and big pages as well
 	$(BIN)/python -m pytest
 
+golden: $(VENV)/.installed-dev ## the golden runs of tests/golden anew, after a change that is to move them; says what moved
+	$(BIN)/python tests/golden_runs.py
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -33,6 +36,9 @@ format: $(VENV)/.installed-dev
 bench: $(VENV)/.installed ## wall-clock seconds of the commands
 	$(BIN)/python benchmarks/commands.py
 
+reliability: $(VENV)/.installed-dev ## 50 kills and every fault for real, in half an hour; writes docs/reliability.md
+	$(BIN)/python tests/reliability.py --write docs/reliability.md
+
 clean:
 	rm -rf $(VENV)
 
@@ -42,7 +48,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(INPUTS) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[joblib]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[edit,joblib]'
 	touch $@
 
 $(VENV)/.installed-dev: $(INPUTS) | $(BIN)/python

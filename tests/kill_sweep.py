@@ -7,8 +7,10 @@ Prints one line: kills, restarts, jobs, and whether runs.csv, the histories and 
 
 import argparse
 import json
+import math
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -17,11 +19,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from boothlab.tracking.manifest import output_hashes
+
 LEFT, UNDISTURBED = "killed", "undisturbed"
 #: 12 jobs of seconds each: two ranks, with and without the text encoder, three seeds
 PARAMS = ("seed=0,1,2", "lora.rank=2,4", "lora.train_text_encoder=false,true")
 JOBS = 12
-STATED = ("metrics.jsonl", "lora/pytorch_lora_weights.safetensors")
+#: lines of metrics.jsonl that a job writes: its steps, its evaluations, and the ceilings
+ROWS = 60 + 60 // 12 + 1 + 1
+#: where a kill can fall; "start-up" is imports, the plan, the building of a job
+PLACES = ("start-up", "training", "evaluation", "checkpoint")
+#: where the aimed kills go: not at start-up, which is what the others hit
+LATER = PLACES[1:]
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
 CLOCKS = ("seconds", "time")  # what a clock says is in no comparison
 
 
@@ -32,13 +42,18 @@ class Outcome:
     kills: int
     restarts: int
     jobs: int
-    while_training: int
+    places: dict[str, int]
     differences: list[str]
+
+    @property
+    def while_training(self) -> int:
+        """Kills after a job had begun."""
+        return self.kills - self.places["start-up"]
 
     def line(self) -> str:
         """The summary."""
         equal = "no: " + "; ".join(self.differences[:3]) if self.differences else "yes"
-        where = f"{self.while_training} of them after a job had begun"
+        where = ", ".join(f"{place} {number}" for place, number in self.places.items())
         return f"kills {self.kills} ({where}), restarts {self.restarts}, jobs {self.jobs}, equal: {equal}"
 
 
@@ -97,13 +112,28 @@ def wait_for(process: subprocess.Popen[bytes], folder: Path, rows: int, more: in
     return process.poll() is None
 
 
-def kill_at(process: subprocess.Popen[bytes], folder: Path, chance: random.Random, patience_s: float) -> str:
+def caught_in(folder: Path) -> dict[str, set[Path]]:
+    """What lies open where a process was killed: evaluations without their row, checkpoints half written."""
+    done = {path.parent.parent: _evaluated(path.parent.parent) for path in folder.glob("*/*/samples/step_*")}
+    samples = {path for path in folder.glob("*/*/samples/step_*") if path.name not in done[path.parent.parent]}
+    return {"evaluation": samples, "checkpoint": set(folder.glob("*/*/checkpoints/.step_*.tmp"))}
+
+
+def _evaluated(run_dir: Path) -> set[str]:
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return {f"step_{json.loads(line)['step']:06d}" for line in lines if b'"eval/clip_t' in line}
+
+
+def kill_at(
+    process: subprocess.Popen[bytes], folder: Path, chance: random.Random, patience_s: float, rows: int = 70
+) -> str:
     """Let it live for a random while, then kill it; says where that was, or `finished` if it ended by itself.
 
-    One kill in four comes by the clock, wherever the sweep is then: in imports, the plan, the building of a job. The
-    others come a few rows and up to a third of a second after a job went on, so in steps, drawing and checkpoints.
+    One kill in four comes by the clock, wherever the sweep is then, which is mostly at start-up. The others come 1 to
+    `rows` rows after a job went on: at once, or in the next evaluation or checkpoint.
     """
-    before = rows_below(folder)
+    before, open_before = rows_below(folder), caught_in(folder)
     if chance.random() < 0.25:
         wait_s = chance.uniform(0.5, 12.0)
         try:
@@ -111,33 +141,48 @@ def kill_at(process: subprocess.Popen[bytes], folder: Path, chance: random.Rando
         except subprocess.TimeoutExpired:
             process.kill()
     else:
-        if wait_for(process, folder, before, chance.randint(1, 70), patience_s):
-            time.sleep(chance.uniform(0, 0.3))
+        aim = chance.choice(LATER)
+        if wait_for(process, folder, before, chance.randint(1, rows), patience_s):
+            if aim == "training":
+                time.sleep(chance.uniform(0, 0.3))
+            while aim != "training" and process.poll() is None and not caught_in(folder)[aim] - open_before[aim]:
+                time.sleep(0.0005)
         process.kill()
     code = process.wait()
     if code >= 0:
         return "finished" if code == 0 else f"exit code {code}"
-    return "training" if rows_below(folder) != before else "starting"
+    place = next((name for name, paths in caught_in(folder).items() if paths - open_before[name]), None)
+    return place or ("training" if rows_below(folder) != before else "start-up")
 
 
 def until_finished(
-    words: Sequence[str], folder: Path, kills: int, seed: int, log: Path, patience_s: float
-) -> tuple[int, int, int]:
-    """Kill it `kills` times, or as often as it lives so long, then let it end: kills, restarts, kills in training."""
-    chance, done, restarts, training = random.Random(seed), 0, 0, 0
-    while done < kills:
-        ended = kill_at(start(words, log), folder, chance, patience_s)
+    words: Sequence[str],
+    folder: Path,
+    kills: int,
+    seed: int,
+    log: Path,
+    patience_s: float,
+    deadline: float = math.inf,
+) -> tuple[int, int, dict[str, int]]:
+    """Kill it `kills` times, or as often as it lives so long, then let it end: kills, restarts, kills by place.
+
+    No kill comes after `deadline`, a time of `time.monotonic()`.
+    """
+    chance, done, restarts, places = random.Random(seed), 0, 0, dict.fromkeys(PLACES, 0)
+    while done < kills and time.monotonic() < deadline:
+        share = (JOBS * ROWS - rows_below(folder)) / (kills - done)  # so that the rows last for all kills
+        ended = kill_at(start(words, log), folder, chance, patience_s, rows=max(4, min(70, int(1.2 * share))))
         if ended == "finished":
-            return done, restarts, training
-        if ended not in ("training", "starting"):
+            return done, restarts, places
+        if ended not in PLACES:
             raise RuntimeError(f"the sweep ended by itself with {ended}; see {log}")
         done, restarts = done + 1, restarts + 1
-        training += ended == "training"
+        places[ended] += 1
         print(f"  kill {done}: {ended}, {rows_below(folder)} rows, {finished(folder)} jobs finished", flush=True)
     code = start(words, log).wait()
     if code:
         raise RuntimeError(f"the sweep ended with exit code {code}; see {log}")
-    return done, restarts, training
+    return done, restarts, places
 
 
 def finished(folder: Path) -> int:
@@ -161,9 +206,21 @@ def facts(run_dir: Path) -> dict[str, Any]:
     summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
     found["summary.json"] = {key: summary[key] for key in ("status", "final", "best", "baselines", "ceilings")}
     found["summary.json"] = without_clocks(found["summary.json"])
-    for path in sorted([*run_dir.rglob("*.png"), *run_dir.rglob("*.safetensors"), *run_dir.rglob("scores.csv")]):
+    names = ("*.png", "*.safetensors", "scores.csv", "metrics.json", "state.json")
+    own = (run_dir / folder for folder in ("samples", "checkpoints", "lora"))  # and not what W&B copies
+    for path in sorted(path for folder in own for name in names for path in folder.rglob(name)):
         found[path.relative_to(run_dir).as_posix()] = path.read_bytes()
     return found
+
+
+def unsound(run_dir: Path) -> list[str]:
+    """What is wrong with a finished run folder: the manifest is not closed, or half-written files are left."""
+    manifest = json.loads((run_dir / "manifest.json").read_text(encoding="utf-8"))
+    found = [] if manifest["status"] == "finished" else [f"{run_dir.name}: the manifest says {manifest['status']}"]
+    if manifest["outputs"] != output_hashes(run_dir):
+        found.append(f"{run_dir.name}: the manifest's hashes are not those of the outputs")
+    left = [path.name for path in sorted(run_dir.rglob("*")) if TEMPORARY.fullmatch(path.name)]
+    return found + [f"{run_dir.name}: {name} is left" for name in left]
 
 
 def differences(one: Path, other: Path) -> list[str]:
@@ -186,18 +243,22 @@ def _tables(one: Path, other: Path) -> list[str]:
     return [] if texts[0] == texts[1] else ["runs.csv"]
 
 
-def kill_sweep(folder: Path, pipeline: Path, kills: int, seed: int = 0, patience_s: float = 600.0) -> Outcome:
+def kill_sweep(
+    folder: Path, pipeline: Path, kills: int, seed: int = 0, patience_s: float = 600.0, deadline: float = math.inf
+) -> Outcome:
     """Run the sweep undisturbed, and again under kills; compares them. `folder` takes both, with their logs."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, count in ((UNDISTURBED, 0), (LEFT, kills)):
         outputs, cache = folder / name, folder / f"cache of {name}"
         words = command(pipeline, outputs, cache)
-        done, restarts, training = until_finished(words, outputs, count, seed, folder / f"{name}.log", patience_s)
+        log = folder / f"{name}.log"
+        done, restarts, places = until_finished(words, outputs, count, seed, log, patience_s, deadline)
     jobs = finished(folder / LEFT)
     found = differences(folder / LEFT, folder / UNDISTURBED)
     if jobs != JOBS:
         found.append(f"{jobs} of {JOBS} jobs finished")
-    return Outcome(done, restarts, jobs, training, found)
+    found += [line for path in sorted((folder / LEFT).glob("*/*/summary.json")) for line in unsound(path.parent)]
+    return Outcome(done, restarts, jobs, places, found)
 
 
 def main() -> int:

@@ -53,7 +53,7 @@ def test_a_kill_falls_where_it_was_drawn(tmp_path: Path) -> None:
     sleeper = kill_sweep.start([sys.executable, "-c", "import time; time.sleep(60)"], log)
     seed = next(seed for seed in range(99) if random.Random(seed).random() < 0.05)
     chance = random.Random(seed)
-    assert kill_sweep.kill_at(sleeper, tmp_path, chance, 60.0) == "starting"
+    assert kill_sweep.kill_at(sleeper, tmp_path, chance, 60.0) == "start-up"
     done = subprocess.Popen([sys.executable, "-c", ""])
     assert kill_sweep.kill_at(done, tmp_path, random.Random(1), 60.0) == "finished"
     failed = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])

@@ -843,6 +843,28 @@ def test_of_what_is_gone_the_recorded_hash_is_compared(tmp_path: Path) -> None:
     }
 
 
+def test_another_hash_says_nothing_where_numbers_round_differently(tmp_path: Path) -> None:
+    """What W&B or a golden run keeps: metrics are held to the tolerance, of files there are only hashes."""
+    one, changed = side(tmp_path / "a"), side(tmp_path / "b", weight=1.0000001, shade=1)
+    shutil.rmtree(one.folder / "lora")
+    shutil.rmtree(one.folder / "samples")
+    found = compare_runs(one, changed, WITHIN_TOLERANCE)
+    assert found.same
+    assert {line.what: line.verdict for line in found.findings} == {
+        "class images": Verdict.SAME,
+        "metrics": Verdict.SAME,
+        "adapter": Verdict.UNKNOWN,
+        "samples": Verdict.UNKNOWN,
+    }
+    assert found.findings[3].detail == (
+        "1 files; 1 with another hash, first samples/step_000001/prompt00_seed0.png: "
+        "only hashes were kept, which do not say by how much"
+    )
+    assert not compare_runs(one, side(tmp_path / "c", loss=0.2), WITHIN_TOLERANCE).same
+    unchanged = side(tmp_path / "d")
+    assert set(verdicts(one, unchanged, WITHIN_TOLERANCE).values()) == {Verdict.SAME}
+
+
 def test_a_missing_or_additional_sample_is_a_difference(tmp_path: Path) -> None:
     one, other = side(tmp_path / "a"), side(tmp_path / "b")
     shutil.copy(

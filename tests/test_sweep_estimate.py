@@ -93,6 +93,18 @@ def test_the_costs_of_past_runs(tmp_path: Path) -> None:
     }
 
 
+def test_edits_and_scorings_are_judged_by_whole_runs(tmp_path: Path) -> None:
+    edit = {"backbone": {"name": "dollhouse"}, "editors": {}, "method": "sdedit", "steps": 20}
+    for name, seconds in (("a", 30.0), ("b", 50.0)):
+        past_run(tmp_path, name, edit | {"method": name}, {"total_seconds": seconds})
+    past_run(tmp_path, "scoring", {"steps": 20}, {"total_seconds": 7.0})
+    past = past_costs(tmp_path)
+    assert estimate_seconds([(edit | {"method": "b"}, 0)], past) == 50  # the method's own past
+    assert estimate_seconds([(edit, 0), (edit, 0)], past) == 80  # else that of all methods
+    assert estimate_seconds([({"steps": 30}, 0)], past) == 7
+    assert estimate_seconds([(edit | {"backbone": {"name": "sd15"}}, 0)], past) is None
+
+
 def test_what_is_no_guide_is_left_out(tmp_path: Path) -> None:
     past_run(tmp_path, "failed", CONFIG, TIMINGS, status="failed")
     past_run(tmp_path, "resumed", CONFIG, TIMINGS, attempts=[{"status": "interrupted"}])

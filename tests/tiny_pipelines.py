@@ -10,15 +10,25 @@ import numpy as np
 import torch
 from diffusers import (
     AutoencoderKL,
+    ControlNetModel,
     DDIMScheduler,
     EulerDiscreteScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
+    T2IAdapter,
     UNet2DConditionModel,
 )
-from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from torch import Tensor, nn
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    DPTConfig,
+    DPTForDepthEstimation,
+    DPTImageProcessorPil,
+)
 
 from boothlab.diffusion.backbone import Backbone, load_backbone
 from boothlab.dollhouse.architectures import MAX_TOKENS, build_tokenizer
@@ -151,6 +161,73 @@ def build(name: str, folder: Path, seed: int = 0) -> Path:
         BUILDERS[name](folder)
     _as_on_the_hub(folder)
     return folder
+
+
+def build_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
+    """A ControlNet for maps that are four times as large as latents, already trained to say something."""
+    net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8, 16))
+    for zero in (net.controlnet_cond_embedding.conv_out, *net.controlnet_down_blocks, net.controlnet_mid_block):
+        nn.init.normal_(zero.weight, std=0.5)
+    return net
+
+
+def build_t2i_adapter(unet: UNet2DConditionModel, channels: int, is_sdxl: bool) -> T2IAdapter:
+    """A T2I-Adapter for maps of one channel (edges) or three (depth)."""
+    widths = list(unet.config.block_out_channels)
+    adapter = T2IAdapter(
+        in_channels=channels,
+        channels=[*widths, widths[-1]] if is_sdxl else widths,
+        num_res_blocks=1,
+        downscale_factor=8 if is_sdxl else 4,
+        adapter_type="full_adapter_xl" if is_sdxl else "full_adapter",
+    )
+    for value in adapter.parameters():  # louder than a fresh one, so that its part in an image is seen
+        value.data.mul_(2.0)
+    return adapter
+
+
+def build_wider_unet(unet: UNet2DConditionModel, extra: int) -> UNet2DConditionModel:
+    """The UNet with `extra` more input channels, random ones: InstructPix2Pix's has four, inpainting's five."""
+    channels = unet.config.in_channels + extra
+    wider = UNet2DConditionModel.from_config(unet.config, in_channels=channels)
+    state = wider.state_dict()
+    first = state["conv_in.weight"].clone()
+    first[:, : unet.config.in_channels] = unet.state_dict()["conv_in.weight"]
+    wider.load_state_dict({**state, **unet.state_dict(), "conv_in.weight": first})
+    return wider
+
+
+def build_depth_estimator(folder: Path, side: int = RESOLUTION) -> None:
+    """A DPT with its preprocessing."""
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+    config = DPTConfig(
+        **shape,
+        image_size=side,
+        patch_size=8,
+        backbone_out_indices=[0, 1, 2, 3],
+        neck_hidden_sizes=[8, 8, 16, 16],
+        reassemble_factors=[4, 2, 1, 0.5],
+        fusion_hidden_size=8,
+        is_hybrid=False,
+        initializer_range=0.3,
+    )
+    DPTForDepthEstimation(config).save_pretrained(folder)
+    DPTImageProcessorPil(size={"height": side, "width": side}, ensure_multiple_of=8).save_pretrained(folder)
+
+
+def build_editors(pipeline: Path, folder: Path, seed: int = 0) -> dict[str, str]:
+    """Write every extra model that editing can use with a tiny pipeline; returns their sources by name."""
+    with torch.random.fork_rng(devices=[]), quiet_libraries():
+        torch.manual_seed(seed)
+        unet = UNet2DConditionModel.from_pretrained(pipeline / "unet")
+        is_sdxl = unet.config.addition_embed_type == "text_time"
+        for kind, channels in (("canny", 1), ("depth", 3)):
+            build_controlnet(unet).save_pretrained(folder / f"controlnet_{kind}")
+            build_t2i_adapter(unet, channels, is_sdxl).save_pretrained(folder / f"t2i_adapter_{kind}")
+        build_wider_unet(unet, 4).save_pretrained(folder / "instruct_pix2pix" / "unet")
+        build_wider_unet(unet, 5).save_pretrained(folder / "inpaint")
+        build_depth_estimator(folder / "depth_estimator")
+    return {path.name: str(path) for path in sorted(folder.iterdir())}
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> Backbone:

@@ -10,6 +10,7 @@ import itertools
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -102,6 +103,10 @@ class Server(ThreadingHTTPServer):
         self.views: list[dict[str, Any]] = []
         self.unknown: list[str] = []
         self.dead = False
+        #: seconds that every answer takes
+        self.delay_s = 0.0
+        #: the account's quota is used up: new runs and more rows are refused
+        self.quota_spent = False
         self._count = 0
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         self._thread.start()
@@ -317,8 +322,12 @@ class Handler(BaseHTTPRequestHandler):
         body = self._body()
         if self.path.startswith("/sdk/otel"):
             return self._answer({})
+        time.sleep(self.server.delay_s)
         if self._refused():
             return None
+        # What wandb.ai answers is not written down anywhere; 402 is what the code is for.
+        if self.server.quota_spent and (b"UpsertBucket" in body or "/file_stream" in self.path):
+            return self._answer({"errors": [{"message": "the storage quota of this account is used up"}]}, 402)
         if match := re.match(r"/files/[^/]+/[^/]+/([^/]+)/file_stream", self.path):
             self.server.file_stream(match[1], json.loads(body))
             return self._answer({"limits": {}})

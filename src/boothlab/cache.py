@@ -18,6 +18,7 @@ from boothlab.errors import UserError
 from boothlab.files import (
     atomic_directory,
     is_clutter,
+    is_unwritable,
     read_json,
     remove_leftovers,
     sha256_bytes,
@@ -117,8 +118,8 @@ class Cache:
         """The folder under (kind, key_parts), filled by `make(empty_folder)` if it is not there.
 
         Treat the folder as read-only. Where the cache cannot be written it is a temporary folder that lives as long as
-        this Cache. Exceptions of `make` pass unchanged and leave no entry; a disk that fills up meanwhile is a
-        UserError. Raises TypeError and ValueError as `get_or_make` does.
+        this Cache; so too where its disk fills up meanwhile: it is then made again there. Other exceptions of `make`
+        pass unchanged and leave no entry. Raises TypeError and ValueError as `get_or_make` does.
         """
         entry = self._locate(kind, key_parts)
         found = self._find(entry, _read_files, quiet=True)
@@ -138,7 +139,8 @@ class Cache:
                     make(folder)
                     write_json(building / _SIDECAR, _sidecar(entry, key_parts, _hash_list(folder)))
             except (UserError, OSError) as error:
-                if started:
+                cause = error if isinstance(error, OSError) else error.__cause__
+                if started and not (isinstance(cause, OSError) and is_unwritable(cause)):
                     raise
                 self._warn_unwritable(error)
                 return self._make_in_scratch(make)
@@ -242,7 +244,10 @@ def _read_tensors(entry: Path) -> "dict[str, Tensor]":
         raise _DamagedError(f"{_PAYLOAD}: {error.strerror or error}") from error
     if hashes.get(_PAYLOAD) != sha256_bytes(payload):
         raise _DamagedError(f"{_PAYLOAD} was altered or cut short")
-    return dict(sorted(safetensors.torch.load(payload).items()))
+    try:
+        return dict(sorted(safetensors.torch.load(payload).items()))
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise _DamagedError(f"{_PAYLOAD}: {error}") from error
 
 
 def _read_files(entry: Path) -> Path:

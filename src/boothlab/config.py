@@ -84,6 +84,22 @@ class NoiseScheduler(Enum):
     unipc = "unipc"
 
 
+MOST_THREADS = 1024
+_SEEDS = range(-(2**63), 2**64)
+"""What PyTorch's generators take."""
+
+
+def need_seeds(seeds: list[int] | None, key: str) -> None:
+    need(
+        seeds is None or all(seed in _SEEDS for seed in seeds), key, seeds, "must be whole numbers from -2^63 to 2^64-1"
+    )
+
+
+def need_threads(threads: int | None, key: str) -> None:
+    rule = f"must be at least 1 and at most {MOST_THREADS}, or null"
+    need(threads is None or 1 <= threads <= MOST_THREADS, key, threads, rule)
+
+
 def need(condition: bool, key: str, value: object, rule: str) -> None:
     """Raise UserError naming the key, its value and the rule, unless the condition holds."""
     if not condition:
@@ -374,7 +390,7 @@ class TrainerConfig(Checked):
             self.checkpoint_every,
             f"is beyond trainer.max_steps={self.max_steps}; no checkpoint would ever be written before the end",
         )
-        need(self.threads is None or self.threads >= 1, "trainer.threads", self.threads, "must be at least 1, or null")
+        need_threads(self.threads, "trainer.threads")
         need(self.ema_decay is None or 0 < self.ema_decay < 1, "trainer.ema_decay", self.ema_decay, "must be in (0, 1)")
         need(self.log_every >= 1, "trainer.log_every", self.log_every, "must be at least 1")
 
@@ -427,6 +443,7 @@ class EvaluationConfig(Checked):
         )
         need(not self.enabled or len(self.seeds) > 0, "evaluation.seeds", self.seeds, "must name at least one seed")
         need(len(set(self.seeds)) == len(self.seeds), "evaluation.seeds", self.seeds, "must not name a seed twice")
+        need_seeds(self.seeds, "evaluation.seeds")
         need(self.pres_images >= 0, "evaluation.pres_images", self.pres_images, "must not be negative")
 
 
@@ -610,6 +627,7 @@ class TrainConfig(Checked):
 
     def check(self) -> None:
         need(self.seed >= 0, "seed", self.seed, "must not be negative")
+        need(self.seed < 2**63, "seed", self.seed, "must be below 2^63")
         need(
             self.optim.text_encoder_lr is None or self.lora.train_text_encoder,
             "optim.text_encoder_lr",
@@ -661,6 +679,8 @@ class SampleConfig(Checked):
         need(len(self.prompt) > 0, "prompt", self.prompt, "must name at least one prompt")
         need(len(self.seeds) > 0, "seeds", self.seeds, "must name at least one seed")
         need(len(set(self.seeds)) == len(self.seeds), "seeds", self.seeds, "must not name a seed twice")
+        need_seeds(self.seeds, "seeds")
+        need_threads(self.threads, "threads")
 
 
 @dataclass
@@ -703,6 +723,7 @@ class ScoreConfig(Checked):
 
     def check(self) -> None:
         need(self.seed >= 0, "seed", self.seed, "must not be negative")
+        need(self.seed < 2**63, "seed", self.seed, "must be below 2^63")
         need(self.steps is None or self.steps >= 1, "steps", self.steps, "must be at least 1, or null")
         need(
             self.guidance_scale is None or self.guidance_scale >= 0,
@@ -717,6 +738,8 @@ class ScoreConfig(Checked):
             self.image_seeds,
             "must name at least one seed and none twice, or null",
         )
+        need_seeds(self.image_seeds, "image_seeds")
+        need_threads(self.threads, "threads")
 
 
 #: keys that cannot change a result and so are left out of a run's identity
@@ -727,6 +750,7 @@ NOT_HASHED = (
     "paths",
     "sweep",
     "accelerator",
+    "devices",
     "threads",
     "trainer.accelerator",
     "trainer.threads",

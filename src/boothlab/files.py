@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -14,6 +15,11 @@ from pathlib import Path
 from boothlab.errors import UserError
 
 _CLUTTER = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
+PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+"""Endings of weights that are pickled, and so can run code when they are read."""
+_DEEPEST = 100
+"""Levels of a JSON file; ours have a handful."""
+_TEMPORARY = re.compile(r"\..{1,50}\.[0-9a-f]{16}\.tmp", re.DOTALL)  # what _sibling gives
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}
 _REMEDIES = {
     errno.EROFS: ("the file system is read-only", "choose another folder"),
@@ -59,7 +65,7 @@ def write_bytes(path: Path | str, data: bytes) -> None:
                 temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise _user_error(target, error) from error
+        raise cannot_write(target, error) from error
     _sync_folder(target.parent)
 
 
@@ -81,24 +87,68 @@ def write_json(path: Path | str, value: object) -> None:
         TypeError: a key that is not a string, or a value with no JSON form.
         UserError: the file cannot be written.
     """
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: object) -> bytes:
+    """What `write_json` writes."""
     plain = _json_safe(value)
     try:
         data = json.dumps(plain, sort_keys=True, indent=2, allow_nan=False, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:  # a lone surrogate; its \uXXXX escape is valid JSON and reads back the same
         data = json.dumps(plain, sort_keys=True, indent=2, allow_nan=False).encode("ascii")
-    write_bytes(path, data + b"\n")
+    return data + b"\n"
 
 
 def read_json(path: Path | str) -> object:
-    """The value in a UTF-8 JSON file. Raises UserError if it is missing, unreadable or not JSON."""
+    """The value in a UTF-8 JSON file. Raises UserError if it is missing, unreadable, not JSON, or absurdly nested."""
     try:
         value: object = json.loads(Path(path).read_text(encoding="utf-8"))
+        if _is_deep(value):
+            raise ValueError(f"it is nested more than {_DEEPEST} levels deep")
         return value
     except OSError as error:
         raise UserError(f"cannot read {shown(path)}: {error.strerror or error}; check the path") from error
     except (ValueError, RecursionError) as error:
         message = f"{shown(path)} is not valid JSON ({shown(str(error))}); mend it, or delete it and make it again"
         raise UserError(message) from error
+
+
+def csv_cell(text: str) -> str:
+    """A text as a cell of a CSV file: what a spreadsheet would run as a formula gets a quote in front of it."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
+def _is_deep(value: object) -> bool:
+    """Whether it is nested so deeply that going through it would end in a RecursionError."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [
+            item
+            for one in level
+            for item in (one.values() if isinstance(one, dict) else one if isinstance(one, list) else ())
+            if isinstance(item, dict | list)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def check_shards(folder: Path, where: str) -> None:
+    """Refuse an index of weight files that names anything but safetensors files in its own folder.
+
+    Loaders read whatever it names, pickles too. Raises UserError that begins with `where`.
+    """
+    for path in sorted(folder.glob("*.index.json")):
+        index = read_json(path)
+        named = index.get("weight_map") if isinstance(index, dict) else None
+        shards = sorted({str(shard) for shard in named.values()}) if isinstance(named, dict) else [""]
+        for shard in shards:
+            if not shard.endswith(".safetensors") or shard != Path(shard).name or "\\" in shard:
+                raise UserError(
+                    f"{where}{shown(path.name)} names {shown(shard) or 'no weight files'}; it may only name "
+                    ".safetensors files beside it: save the model with save_pretrained(..., safe_serialization=True)"
+                )
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -132,18 +182,18 @@ def atomic_directory(path: Path | str, *, replace: bool = False) -> Iterator[Pat
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
     except OSError as error:
-        raise _user_error(target, error) from error
+        raise cannot_write(target, error) from error
     try:
         try:
             yield temporary
         except OSError as error:
             if error.errno in _FULL or error.errno == errno.EROFS:
-                raise _user_error(target, error) from error
+                raise cannot_write(target, error) from error
             raise
         try:
             _rename_over(temporary, target)
         except OSError as error:
-            raise _user_error(target, error) from error
+            raise cannot_write(target, error) from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -158,6 +208,19 @@ def remove_leftovers(path: Path | str) -> None:
         for leftover in list(target.parent.iterdir()):
             if leftover.name.startswith(prefix) and leftover.name.endswith(".tmp"):
                 _remove(leftover)
+
+
+def remove_leftovers_below(folder: Path | str) -> None:
+    """Delete every temporary file and folder that killed processes left in a folder or below; links are not followed.
+
+    Only what is named as this module names it (`.NAME.<16 hexadecimal digits>.tmp`) goes. Only for a caller that alone
+    writes below `folder`.
+    """
+    for root, folders, files in os.walk(folder):
+        leftovers = [name for name in (*folders, *files) if _TEMPORARY.fullmatch(name)]
+        for name in leftovers:
+            _remove(Path(root, name))
+        folders[:] = [name for name in folders if name not in leftovers]
 
 
 def _rename_over(temporary: Path, target: Path) -> None:
@@ -202,6 +265,15 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError of this block, which writes to `path` in a way of its own, into a UserError of one line."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
 def _json_safe(value: object) -> object:
     if isinstance(value, dict):
         for key in value:
@@ -215,7 +287,13 @@ def _json_safe(value: object) -> object:
     return str(value) if isinstance(value, Path) else value
 
 
-def _user_error(path: Path, error: OSError) -> UserError:
+def is_unwritable(error: OSError) -> bool:
+    """Whether the disk is full or read-only: nothing else about the path is wrong."""
+    return error.errno in _FULL or error.errno == errno.EROFS
+
+
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """The one line for an OSError while `path` was written."""
     if error.errno in _FULL:
         what, remedy = "the disk is full (or a quota is used up)", "free some space or choose another folder"
     else:
@@ -234,7 +312,7 @@ def clear_run(run_dir: Path) -> None:
     """Remove what an earlier run left in its folder, keeping Hydra's own notes, which are already the new run's."""
     for name in _LEFT_BY_A_RUN:
         target = run_dir / name
-        if target.is_dir():
+        if target.is_dir() and not target.is_symlink():  # of a link only the link goes: what it points to may be kept
             shutil.rmtree(target)
         else:
             target.unlink(missing_ok=True)

@@ -61,7 +61,8 @@ def build_sample_run(config: SampleConfig, reporter: Reporter) -> SampleRun:
     run = Path(config.run).expanduser() if config.run else None
     adapter = find_adapter(run) if run else None
     settings = read_metadata(adapter) if adapter else {}
-    words = {"{token}": settings.get("token"), "{class}": settings.get("class_noun")}
+    named = {"{token}": settings.get("token"), "{class}": settings.get("class_noun")}
+    words = {key: word if isinstance(word, str) else None for key, word in named.items()}
     prompts = [_fill_from_run(prompt, words) for prompt in config.prompt]
     backbone = build_backbone(_sample_backbone(config, settings), device)
     if adapter is not None:

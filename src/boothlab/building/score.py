@@ -22,7 +22,7 @@ from boothlab.config import NOT_HASHED, EvaluationConfig, SamplerConfig, ScoreCo
 from boothlab.diffusion.backbone import Backbone
 from boothlab.diffusion.lora import find_adapter, load_adapter, read_metadata
 from boothlab.dreambooth.evaluate import BaseSamples, Evaluator, evaluate_into
-from boothlab.errors import UserError
+from boothlab.errors import UserError, memory_explained
 from boothlab.files import sha256_file, shown
 from boothlab.progress import Reporter
 from boothlab.tracking.manifest import config_hash, write_manifest
@@ -44,10 +44,12 @@ class ScoreRun:
 
     def execute(self) -> None:
         """Score the bare backbone (step 0, the floor), then the adapter. Call inside the open tracker."""
-        self.evaluator.note_ceilings(self.tracker)
-        evaluate_into(self.evaluator, 0, self.tracker, self.reporter)
-        load_adapter(self.backbone, self.adapter, self.unet_scale, self.text_encoder_scale)
-        evaluate_into(self.evaluator, self.step, self.tracker, self.reporter)
+        remedy = "free some, or score a run with fewer evaluation.sampler.batch_size images at a time"
+        with memory_explained(lambda: "while scoring", remedy):
+            self.evaluator.note_ceilings(self.tracker)
+            evaluate_into(self.evaluator, 0, self.tracker, self.reporter)
+            load_adapter(self.backbone, self.adapter, self.unet_scale, self.text_encoder_scale)
+            evaluate_into(self.evaluator, self.step, self.tracker, self.reporter)
 
 
 def _changed(evaluation: EvaluationConfig, config: ScoreConfig) -> EvaluationConfig:
@@ -88,8 +90,8 @@ def build_score_run(
     set_determinism(trained.trainer.deterministic)
     device, cache = build_device(config.accelerator), Cache(cache_root(config.paths.cache))
     adapter = find_adapter(trained_dir)
-    step = int(read_metadata(adapter).get("step", 0))
-    if step < 1:
+    step = read_metadata(adapter).get("step", 0)
+    if not isinstance(step, int) or isinstance(step, bool) or step < 1:
         raise UserError(f"{shown(adapter)}: does not say after how many steps it was saved; it is not a run's adapter")
     subject = build_subject(trained.subject, cache)
     backbone, identity = build_backbone(trained.backbone, device), shared_identity(trained.backbone)

@@ -42,6 +42,7 @@ from boothlab.errors import UserError
 from boothlab.files import clear_run, shown
 from boothlab.progress import Reporter
 from boothlab.tracking.manifest import config_hash, read_manifest, write_manifest
+from boothlab.tracking.redaction import redact
 from boothlab.tracking.run import Tracker
 
 
@@ -84,7 +85,8 @@ def adapter_settings(config: TrainConfig, full_hash: str, run_dir: Path, step: i
 
 
 def _backbone_settings(config: BackboneConfig) -> dict[str, Any]:
-    return {**vars(config), "precision": config.precision.value}
+    # Redacted: the file goes around the world.
+    return redact({**vars(config), "precision": config.precision.value})
 
 
 def _build_module(
@@ -122,8 +124,9 @@ def _resume_point(
     if resume is None:
         return None
     begun = read_manifest(run_dir) if (run_dir / "manifest.json").exists() else {}
-    noted = begun.get("captions", captions)  # manifests of format 1 had none
-    before = {**_by_name({**begun.get("inputs", {}), **noted}), **(begun.get("weights", {}).get("backbone") or {})}
+    noted = begun.get("captions", captions) or {}  # manifests of format 1 had none
+    weights: Any = (begun.get("weights") or {}).get("backbone")
+    before = {**_by_name({**(begun.get("inputs") or {}), **noted}), **(weights if isinstance(weights, dict) else {})}
     now = {**_by_name({**inputs, **captions}), **backbone}
     changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if before and changed:

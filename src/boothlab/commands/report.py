@@ -17,7 +17,7 @@ from boothlab.reporting.export import (
     write_parquet,
 )
 from boothlab.reporting.markdown import to_markdown
-from boothlab.reporting.runs import RunRecord, is_run_folder, read_run
+from boothlab.reporting.runs import RunRecord, find_runs, is_editing, is_run_folder, read_run
 from boothlab.reporting.study import Study, build_study
 
 SEVERAL = Path("outputs") / "report"
@@ -27,6 +27,7 @@ ABOUT = "Tables, a page and CSV files of the finished runs in some folders; a ta
 EXAMPLES = (
     ("boothlab report outputs/train", "report.md, report.html, runs.csv and checkpoints.csv, in that folder"),
     ("boothlab report outputs/rank outputs/prior --out outputs/both", "two experiments in one report"),
+    ("boothlab report outputs/edit_methods", "editing runs: report.md, report.html, runs.csv and edits.csv"),
     (
         "boothlab report outputs/rank --compare RUN_A RUN_B",
         "a page on which people choose between the images of two runs",
@@ -57,6 +58,17 @@ def run(argv: list[str]) -> int:
         _compare([], arguments.compare, Path(arguments.out) if arguments.out else None, reporter)
         return 0
     out = Path(arguments.out) if arguments.out else (folders[0] if len(folders) == 1 else SEVERAL)
+    editing = [is_editing(path) for path in find_runs(folders)]
+    if all(editing):
+        _check_editing_only(arguments)
+    else:
+        _report_trainings(folders, out, arguments, reporter)
+    if any(editing):
+        _report_edits(folders, out, arguments, reporter, prefix="" if all(editing) else "edit_")
+    return 0
+
+
+def _report_trainings(folders: list[Path], out: Path, arguments: argparse.Namespace, reporter: Reporter) -> None:
     study = build_study(folders, title=arguments.title, split=arguments.split)
     if arguments.votes:
         from boothlab.reporting.votes import read_votes
@@ -69,7 +81,30 @@ def run(argv: list[str]) -> int:
         _compare(study.runs, arguments.compare, out, reporter)
     if arguments.wandb:
         _publish(study, arguments, reporter)
-    return 0
+
+
+def _report_edits(
+    folders: list[Path], out: Path, arguments: argparse.Namespace, reporter: Reporter, *, prefix: str
+) -> None:
+    """The report of the editing runs; beside that of trainings its files have a prefix."""
+    from boothlab.reporting.edit_export import write_edit_csv
+    from boothlab.reporting.edit_markdown import edit_markdown
+    from boothlab.reporting.edit_study import build_edit_study
+
+    study = build_edit_study(folders, title=arguments.title, split=arguments.split)
+    tables = sum(len(group.tables) for group in study.groups)
+    counted = [(len(study.runs), "finished editing run"), (tables, "table")]
+    reporter.say(", ".join(f"{count} {what}{'' if count == 1 else 's'}" for count, what in counted))
+    _say_left_out(study.left_out, reporter)
+    write_text(out / f"{prefix}report.md", edit_markdown(study))
+    reporter.say(shown(out / f"{prefix}report.md"), tag="report ", style="green")
+    if not arguments.no_html:
+        from boothlab.reporting.edit_page import write_edit_page
+
+        write_edit_page(study, out / f"{prefix}report.html")
+        reporter.say(shown(out / f"{prefix}report.html"), tag="page   ", style="green")
+    write_edit_csv(study, out / f"{prefix}runs.csv", out / "edits.csv")
+    reporter.say(f"{shown(out / f'{prefix}runs.csv')}, edits.csv", tag="numbers", style="green")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -125,17 +160,28 @@ def _check(arguments: argparse.Namespace) -> None:
         require_parquet()
 
 
+def _check_editing_only(arguments: argparse.Namespace) -> None:
+    """Raises UserError for what only a report of trainings has."""
+    for name in ("compare", "votes", "wandb", "parquet"):
+        if getattr(arguments, name):
+            raise UserError(f"--{name} is for training runs, and these folders hold runs of boothlab edit only")
+
+
 def _say_what_is_in_it(study: Study, reporter: Reporter) -> None:
     counts = {"finished run": len(study.runs), "table": len({(table.name, table.group) for table in study.tables})}
     reporter.say(", ".join(f"{count} {what}{'' if count == 1 else 's'}" for what, count in counts.items()))
-    if study.left_out:
-        name, why = study.left_out[0]
-        more = f" and {len(study.left_out) - 1} more, named in the report" if len(study.left_out) > 1 else ""
-        reporter.warn(f"left out: {name} ({why}){more}")
+    _say_left_out(study.left_out, reporter)
     for table in study.tables:
         if table.missing and table.reading == "best":
             count = len(table.missing)
             reporter.warn(f"sweep {table.name} is not complete: {count} run{'' if count == 1 else 's'} missing")
+
+
+def _say_left_out(left_out: Sequence[tuple[str, str]], reporter: Reporter) -> None:
+    if left_out:
+        name, why = left_out[0]
+        more = f" and {len(left_out) - 1} more, named in the report" if len(left_out) > 1 else ""
+        reporter.warn(f"left out: {name} ({why}){more}")
 
 
 def _write(study: Study, out: Path, arguments: argparse.Namespace, reporter: Reporter) -> None:

@@ -199,8 +199,9 @@ def _say(plan: "Plan", let_pass: list[str], out: Path, reporter: Reporter) -> No
 
 
 def _run(plan: "Plan", out: Path, reporter: Reporter) -> NonFiniteLossError | None:
-    """Train or score. A loss that is not finite is what a failed run may have ended with, and is given back."""
+    """Train, edit or score. A loss that is not finite is what a failed run may have ended with, and is given back."""
     from boothlab.building import build_score_run, build_training_run
+    from boothlab.building.edit import build_edit_run
     from boothlab.dreambooth.run import execute
 
     parent = _parent(plan.origin, plan.recipe)
@@ -211,6 +212,11 @@ def _run(plan: "Plan", out: Path, reporter: Reporter) -> NonFiniteLossError | No
         scoring = build_score_run(config, training, plan.adapter, resolved, out, sys.argv, reporter, parent)
         with scoring.tracker:
             scoring.execute()
+        return None
+    if plan.recipe.kind == "edit":
+        editing = build_edit_run(config, resolved, out, sys.argv, reporter, parent)
+        with editing.tracker:
+            editing.execute()
         return None
     run = build_training_run(config, resolved, out, sys.argv, reporter, parent)
     try:

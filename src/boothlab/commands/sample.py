@@ -8,6 +8,7 @@ from boothlab.compose.run import run as run_composed
 from boothlab.config import SampleConfig
 from boothlab.files import write_json
 from boothlab.progress import Reporter
+from boothlab.tracking.redaction import redact
 
 HELP = HelpPage(
     config_name="sample",
@@ -48,6 +49,6 @@ def _sample(config: SampleConfig, resolved: dict[str, Any], run_dir: Path, one_o
     for name, picture in pictures:
         save_png(run.folder / name, picture)
         paths.append(str(run.folder / name))
-    write_json(run.folder / "sample.json", {**run.record, "config": resolved})
+    write_json(run.folder / "sample.json", redact({**run.record, "config": resolved}))
     reporter.say(f"{len(paths) - 1} images and {paths[-1]}")
     return paths

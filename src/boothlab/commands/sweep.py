@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from boothlab.commands.edit import edit
 from boothlab.commands.score import score
 from boothlab.commands.train import train
 from boothlab.compose.job import Body
@@ -19,10 +20,11 @@ from boothlab.progress import Reporter
 from boothlab.reporting.sweeps import SweepFile, SweepJob, write_sweep
 from boothlab.sweeping.adaptive import run_adaptive, take_search
 from boothlab.sweeping.run import DRY_RUN, RETRY, SweepOptions, run_sweep, take_options
+from boothlab.tracking.redaction import redact, redact_command
 
 NO_REPORT = "--no-report"
 #: what a sweep's file can run, by the primary config among its defaults
-BODIES: dict[str, Body[Any]] = {"train": train, "score": score}
+BODIES: dict[str, Body[Any]] = {"train": train, "score": score, "edit": edit}
 
 
 def sweep_files() -> dict[str, Path]:
@@ -33,7 +35,7 @@ def sweep_files() -> dict[str, Path]:
 
 def about(path: Path) -> str:
     """The first line of a sweep's file: what it asks."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     return lines[0].lstrip("# ") if lines else ""
 
 
@@ -47,7 +49,7 @@ def run(argv: list[str]) -> int:
     if name not in files:
         raise UserError(f"there is no sweep {name!r}; there are {', '.join(files)}, or write sweeps/{name}.yaml")
     if any(word in ("-h", "--help") for word in rest):
-        print(files[name].read_text(encoding="utf-8"), end="")
+        print(files[name].read_text(encoding="utf-8", errors="replace"), end="")
         return 0
     search, rest = take_search(rest)
     options, left = take_options(rest, always_many=True)
@@ -76,13 +78,13 @@ def run(argv: list[str]) -> int:
 
 
 def _primary_of(path: Path) -> str:
-    """`train` or `score`: the primary config that a sweep's file begins with."""
+    """`train`, `score` or `edit`: the primary config that a sweep's file begins with."""
     import yaml
 
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         found = [entry for entry in content["defaults"] if isinstance(entry, str) and entry in BODIES]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+    except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{shown(path)}: is not a sweep; it needs `defaults: [train, _self_]`") from error
     if not found:
         raise UserError(f"{shown(path)}: its defaults name none of {', '.join(BODIES)}; begin them with `- train`")
@@ -163,9 +165,9 @@ def _record(name: str, jobs: Multirun) -> SweepFile:
         axis=settings.get("axis"),
         expect={str(score): _text(value) for score, value in (settings.get("expect") or {}).items()},
         published=list(settings.get("published") or []),
-        params=dict(jobs.params),
-        command=["boothlab", *sys.argv[1:]],
-        jobs=[SweepJob(list(job.overrides), job.run_dir.name) for job in jobs.jobs if job.mistake is None],
+        params=redact(dict(jobs.params)),
+        command=["boothlab", *redact_command(sys.argv[1:])],
+        jobs=[SweepJob(redact(list(job.overrides)), job.run_dir.name) for job in jobs.jobs if job.mistake is None],
     )
 
 

@@ -78,6 +78,9 @@ def train(
             except Pruned:
                 run.tracker.close(RunStatus.INTERRUPTED)
                 raise
+            except (KeyboardInterrupt, SystemExit):
+                reporter.say(f"{shown(run_dir)}; the same command goes on", tag="interrupted")
+                raise
     _show(run_dir, reporter)
     return finished_summary(run_dir) or {}
 
@@ -91,7 +94,7 @@ def _show(run_dir: Path, reporter: Reporter) -> None:
 
 def _warn_of_changed_photos(run_dir: Path, reporter: Reporter) -> None:
     """The config names a folder, so a photo replaced in it leaves the run's identity as it was: say so at least."""
-    for name, digest in read_manifest(run_dir)["inputs"].items():
+    for name, digest in (read_manifest(run_dir).get("inputs") or {}).items():
         if Path(name).is_file() and sha256_file(name) != digest:
             reporter.warn(f"{shown(name)} has changed since; paths.overwrite=true runs it with the new one")
 

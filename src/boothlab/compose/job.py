@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from boothlab.compose.typed import load
-from boothlab.errors import NonFiniteLossError, UserError
+from boothlab.errors import RunFailedError, UserError, one_line
 from boothlab.tracking.lock import RunInUseError
 from boothlab.tracking.redaction import RedactingFilter, redact_file
 from boothlab.tracking.summary import headline
@@ -74,6 +74,7 @@ class Job(Generic[T]):
         The latter are exit codes above 128, and the -1 of submitit, which queues the job again: it has no outcome yet.
         """
         alone = HydraConfig.get().mode != RunMode.MULTIRUN
+        logging.raiseExceptions = False  # a log that cannot be written, on a full disk, is no news beside the disk
         if not alone:  # one of many only speaks up to warn
             logging.getLogger("boothlab").setLevel(logging.WARNING)
         _keep_secrets_out_of_files()
@@ -106,8 +107,8 @@ def _keep_secrets_out_of_files() -> None:
 def _report(error: Exception, overrides: Iterable[str]) -> Outcome:
     """Say on stderr how a job of a multirun failed."""
     job = " ".join(overrides) or "without overrides"
-    if isinstance(error, UserError | NonFiniteLossError):
-        line = " ".join(str(error).splitlines())
+    if isinstance(error, UserError | RunFailedError):
+        line = one_line(error)
     else:
         traceback.print_exception(error)
         line = f"{type(error).__name__}: {error}"

@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -18,7 +19,7 @@ from omegaconf.errors import (
 
 from boothlab.compose.field_docs import nearest_key, sections, walk
 from boothlab.errors import UserError
-from boothlab.files import shown
+from boothlab.files import cannot_write, is_unwritable, shown
 
 #: what composing can raise for bad input; anything else is a fault of the program
 BAD_INPUT = (
@@ -46,6 +47,8 @@ def explain(error: BaseException, schema: type) -> UserError:
             return _unreadable(one.override)
         if isinstance(one, MissingConfigException):
             return _missing_file(one)
+        if isinstance(one, OSError) and is_unwritable(one):  # Hydra's own files; a full disk does not say which
+            return cannot_write(Path(one.filename or "the run folder, in paths.outputs"), one)
     for one in reversed(chain):
         if isinstance(one, OmegaConfBaseException) and one.full_key:
             return UserError(place + _about_key(one, schema, _override_named_in(chain)))

@@ -31,7 +31,9 @@ def run_name(resolved: Mapping[str, Any]) -> str:
 def folder_name(text: object) -> str:
     """The text as the name of one folder on any platform: letters, digits, `.`, `_` and `-`."""
     safe = re.sub(r"[^\w.-]+", "-", str(text)).strip(".-")
-    return safe[:_LONGEST].rstrip(".-") or "run"
+    # File systems count bytes, and a letter may have four.
+    short = safe[:_LONGEST].encode()[: 2 * _LONGEST].decode(errors="ignore")
+    return short.rstrip(".-") or "run"
 
 
 def run_name_of_node(*, _root_: DictConfig) -> str:

@@ -8,10 +8,16 @@ from omegaconf import DictConfig, OmegaConf
 import boothlab
 from boothlab.compose.naming import folder_name, run_name_of_node
 from boothlab.config import SampleConfig, ScoreConfig, TrainConfig
+from boothlab.config_edit import EditConfig
 from boothlab.errors import UserError
 
 #: the schema of each primary config in conf/, by the config's name
-SCHEMAS: dict[str, type] = {"train": TrainConfig, "sample": SampleConfig, "score": ScoreConfig}
+SCHEMAS: dict[str, type] = {
+    "train": TrainConfig,
+    "sample": SampleConfig,
+    "score": ScoreConfig,
+    "edit": EditConfig,
+}
 
 
 def conf_dir() -> Path:

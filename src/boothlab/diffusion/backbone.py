@@ -1,5 +1,6 @@
 """The frozen diffusion model: loading it, and what training asks of it (encode, embed, add noise, predict)."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,9 @@ from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DCon
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from boothlab.diffusion.components import check_components
 from boothlab.errors import UserError
-from boothlab.files import sha256_file, shown
+from boothlab.files import PICKLED, check_shards, sha256_file, shown
 from boothlab.quiet import quiet_libraries
 
 DOLLHOUSE = Path(__file__).parent.parent / "dollhouse" / "weights"
@@ -167,8 +169,9 @@ def _check_weights(folder: Path, components: Sequence[str]) -> None:
     """Say clearly what is wrong with a local model folder, before diffusers says it at length."""
     for component in components:
         files = sorted((folder / component).glob("*.safetensors"))
+        check_shards(folder / component, f"backbone.source={shown(folder)}: {component}/")
         if not files:
-            pickled = [*(folder / component).glob("*.bin"), *(folder / component).glob("*.ckpt")]
+            pickled = [path for path in (folder / component).glob("*") if path.suffix.lower() in PICKLED]
             why = "only has pickled weights, which can run code" if pickled else "has no weights"
             raise UserError(
                 f"backbone.source={shown(folder)}: {component}/ {why}; save it again as safetensors with "
@@ -189,6 +192,8 @@ def _pipeline_class(source: str, revision: str | None) -> str:
     """The class named by the pipeline's index; small, so that nothing big is downloaded for a model we cannot use."""
     folder = local_folder(source)
     if folder is not None and not (folder / "model_index.json").is_file():
+        if folder.is_file():
+            raise UserError(_one_file(folder))
         what = "no model_index.json there" if folder.is_dir() else "no such folder"
         raise UserError(f"backbone.source={shown(folder)}: {what}; give a diffusers pipeline folder or a hub id")
     try:
@@ -200,8 +205,18 @@ def _pipeline_class(source: str, revision: str | None) -> str:
         ) from error
     name = str(index.get("_class_name"))
     if name not in PIPELINES:
-        raise UserError(f"backbone.source={shown(source)}: is a {name}; known are {', '.join(PIPELINES)}")
+        raise UserError(f"backbone.source={shown(source)}: is a {shown(name)}; known are {', '.join(PIPELINES)}")
+    check_components(index, source)
     return name
+
+
+def _one_file(path: Path) -> str:
+    """What to do with a model in a single file."""
+    pickled = "is pickled, which can run code" if path.suffix.lower() in PICKLED else "is a single file"
+    return (
+        f"backbone.source={shown(path)}: {pickled}; a diffusers pipeline folder of safetensors is read, which "
+        "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER) of diffusers makes of it"
+    )
 
 
 def load_backbone(
@@ -222,7 +237,9 @@ def load_backbone(
     with quiet_libraries():
         class_name = _pipeline_class(source, revision)
         is_sdxl = class_name == "StableDiffusionXLPipeline"
-        if folder is not None:
+        if folder is None:  # one commit for all files, though the branch may move on meanwhile
+            revision = _pinned_commit(source, revision)
+        else:
             _check_weights(folder, ("unet", "vae", "text_encoder", *(["text_encoder_2"] if is_sdxl else [])))
         # SDXL takes no safety checker; elsewhere it would blacken images of toys it mistakes, and cost 1.2 GB.
         extra = {} if is_sdxl else {"safety_checker": None, "requires_safety_checker": False}
@@ -258,6 +275,17 @@ def weights_identity(source: str, revision: str | None = None) -> dict[str, str]
     files = [folder / "model_index.json", *(path for part in IDENTITY for path in (folder / part).glob("*"))]
     kept = sorted(path for path in files if path.suffix in (".safetensors", ".json", ".txt") and path.is_file())
     return {path.relative_to(folder).as_posix(): sha256_file(path) for path in kept}
+
+
+def _pinned_commit(source: str, revision: str | None) -> str:
+    """The commit that the model index was just loaded from. Raises UserError if the hub did not say."""
+    commit = _cached_commit(source, revision)
+    if commit is None or not re.fullmatch(r"[0-9a-f]{40}", commit):
+        raise UserError(
+            f"backbone.source={shown(source)}: the hub does not say which commit it is, and a run could not be made "
+            "again; give backbone.revision=COMMIT, or a local folder"
+        )
+    return commit
 
 
 def _cached_commit(repo_id: str, revision: str | None) -> str | None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from boothlab.diffusion.backbone import Backbone, first_line
 from boothlab.errors import UserError
-from boothlab.files import shown, write_bytes
+from boothlab.files import PICKLED, shown, write_bytes
 from boothlab.quiet import quiet_libraries
 from boothlab.seeding import Stream, generator
 
@@ -33,9 +33,9 @@ def lora_layers(module: nn.Module) -> dict[str, LoraLayer]:
     return dict(sorted(found.items()))
 
 
-def _matrices_of(layer: LoraLayer) -> tuple[nn.Parameter, nn.Parameter]:
+def _matrices_of(layer: LoraLayer, adapter: str = ADAPTER) -> tuple[nn.Parameter, nn.Parameter]:
     """Down and up."""
-    return layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+    return layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
 
 
 def _check_targets(module: nn.Module, component: str, targets: Sequence[str]) -> None:
@@ -172,6 +172,8 @@ def find_adapter(path: Path) -> Path:
     else:
         candidates = [path / "lora" / FILE_NAME, path / FILE_NAME, *sorted(path.glob("*.safetensors"))]
     found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if found is None and path.is_dir() and (pickled := [file for file in path.glob("*") if file.suffix in PICKLED]):
+        _refuse_pickle(min(pickled))
     if found is None:
         raise UserError(
             f"run={shown(path)}: no LoRA file there; give a run folder, a LoRA folder or a .safetensors file"
@@ -201,22 +203,32 @@ def read_metadata(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{shown(path)}: is not a readable safetensors file ({first_line(error)}); is it cut short?"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{shown(path)}: its boothlab metadata is not JSON ({first_line(error)}); make the file again"
         ) from error
     return settings if isinstance(settings, dict) else {}
 
 
-def load_adapter(backbone: Backbone, path: Path, unet_scale: float = 1.0, text_encoder_scale: float = 1.0) -> None:
+def load_adapter(
+    backbone: Backbone,
+    path: Path,
+    unet_scale: float = 1.0,
+    text_encoder_scale: float = 1.0,
+    *,
+    beside: Sequence[str] = (),
+) -> str:
     """Load an adapter file through diffusers' own loader, at one scale for the UNet and one for the text encoders.
 
-    The matrices stay in float32 and are frozen. Raises UserError when the file is unreadable, when any of its keys
-    found no layer, or when the backbone carries an adapter already; the backbone is then as it was.
+    The matrices stay in float32 and are frozen. `beside` names the adapters that are loaded already and go on acting;
+    the name of the new one is returned. Raises UserError when the file is unreadable, when any of its keys found no
+    layer, or when the backbone carries another adapter; the backbone is then as it was, or bare of all `beside`.
     """
     read_metadata(path)
     components = {"unet": backbone.unet, **backbone.text_encoders}
-    if any(lora_layers(module) for module in components.values()):
+    adapter = f"{ADAPTER}_{len(beside)}" if beside else ADAPTER
+    layers = [layer for module in components.values() for layer in lora_layers(module).values()]
+    if any(set(layer.lora_A) - set(beside) for layer in layers):
         raise UserError(
             f"{shown(path)}: the backbone {backbone.name} carries an adapter already; load a fresh backbone"
         )
@@ -225,11 +237,11 @@ def load_adapter(backbone: Backbone, path: Path, unet_scale: float = 1.0, text_e
             backbone.pipeline.load_lora_weights(
                 str(path.parent),
                 weight_name=path.name,
-                adapter_name=ADAPTER,
+                adapter_name=adapter,
                 use_safetensors=True,
                 local_files_only=True,
             )
-        _match(path, backbone, components)
+        _match(path, backbone, components, adapter)
     except Exception as error:
         backbone.pipeline.unload_lora_weights()
         if isinstance(error, UserError):
@@ -238,32 +250,40 @@ def load_adapter(backbone: Backbone, path: Path, unet_scale: float = 1.0, text_e
     for component, module in components.items():
         scale = unet_scale if component == "unet" else text_encoder_scale
         for layer in lora_layers(module).values():
-            layer.set_scale(ADAPTER, scale)
+            layer.set_adapter([name for name in (*beside, adapter) if name in layer.lora_A])
+            layer.set_scale(adapter, scale)
         module.requires_grad_(False).eval()  # layers that were just added come in train mode
+    return adapter
 
 
-def _match(path: Path, backbone: Backbone, components: Mapping[str, nn.Module]) -> None:
+def _match(path: Path, backbone: Backbone, components: Mapping[str, nn.Module], adapter: str) -> None:
     """Find every matrix of the file in the backbone, and give it back the precision it has in the file.
 
     Loaders pass over keys they do not know (diffusers #6399), and round to the backbone's precision. Matrices are
     compared by content, since every tool has its own names for them.
     """
     held = {key: value for key, value in load_file(path).items() if not key.endswith(".alpha")}
-    by_content = {_content(value, backbone.dtype): value for value in held.values()}
+    contents = {key: _content(value, backbone.dtype) for key, value in held.items()}
+    by_content = {contents[key]: value for key, value in held.items()}
     layers = [layer for module in components.values() for layer in lora_layers(module).values()]
-    found = 0
+    layers = [layer for layer in layers if adapter in layer.lora_A]
+    found, met = 0, set()
     for layer in layers:
-        for matrix in _matrices_of(layer):
-            value = by_content.get(_content(matrix.detach(), backbone.dtype))
+        for matrix in _matrices_of(layer, adapter):
+            content = _content(matrix.detach(), backbone.dtype)
+            value = by_content.get(content)
             if value is not None:
                 found += 1
+                met.add(content)
                 matrix.data = value.to(matrix.device, torch.float32).reshape(matrix.shape)
     if found != len(held) or found != 2 * len(layers):
+        lost = [shown(key) for key in sorted(held) if contents[key] not in met]
+        without = f" (without one: {', '.join(lost[:3])}{', …' if len(lost) > 3 else ''})" if lost else ""
         raise UserError(
-            f"{shown(path)}: has {len(held)} matrices, of which {found} found a layer of the backbone {backbone.name}; "
-            "it was made for another architecture, or its keys carry another tool's prefix"
+            f"{shown(path)}: has {len(held)} matrices, of which {found} found a layer of the backbone {backbone.name}"
+            f"{without}; it was made for another architecture, or its keys carry another tool's prefix"
         )
-    if not any(bool(_matrices_of(layer)[1].any()) for layer in layers):
+    if not any(bool(_matrices_of(layer, adapter)[1].any()) for layer in layers):
         log.warning("%s: the adapter's update is zero; images will be the bare backbone's", shown(path))
 
 

@@ -57,20 +57,15 @@ def build_sampler(name: str, config: Any) -> Any:
         return getattr(diffusers, class_name).from_config(config, **changes)
 
 
-class Sampler:
-    """Draws images with a backbone as it is now, adapter included; never touches a global generator.
+class Prompts:
+    """Prompts as a pipeline's keyword arguments, embedded one by one and remembered."""
 
-    An image's noise comes from its own seed alone, so that image k of a batch can be made again without the others
-    (diffusers #612, #3158). Networks are put in eval mode and back; their dtypes are left alone.
-    """
-
-    def __init__(self, backbone: Backbone, settings: SamplerSettings):
-        self.backbone, self.settings = backbone, settings
+    def __init__(self, backbone: Backbone, negative_prompt: str):
+        self.backbone, self.negative_prompt = backbone, negative_prompt
         self._embeddings: dict[str, TextEmbedding] = {}
-        build_sampler(settings.scheduler, backbone.pipeline.scheduler.config)  # a wrong name fails now, not mid-run
 
-    def forget_prompts(self) -> None:
-        """Drop remembered prompt embeddings: call when the text encoders have changed."""
+    def forget(self) -> None:
+        """Drop remembered embeddings: call when the text encoders have changed."""
         self._embeddings.clear()
 
     def _embed(self, prompts: Sequence[str]) -> TextEmbedding:
@@ -80,18 +75,20 @@ class Sampler:
         return TextEmbedding.cat([self._embeddings[prompt] for prompt in prompts])
 
     def _embed_negative(self, count: int) -> TextEmbedding:
-        embedding = self._embed([self.settings.negative_prompt] * count)
+        embedding = self._embed([self.negative_prompt] * count)
         # SDXL was trained to hear nothing as zeros, and not as the empty text; its pipeline does the same.
-        if not self.settings.negative_prompt and self.backbone.pipeline.config.get("force_zeros_for_empty_prompt"):
+        if not self.negative_prompt and self.backbone.pipeline.config.get("force_zeros_for_empty_prompt"):
             pooled = embedding.pooled_BP
             return TextEmbedding(
                 torch.zeros_like(embedding.states_BTD), None if pooled is None else torch.zeros_like(pooled)
             )
         return embedding
 
-    def _arguments(self, requests: Sequence[Request]) -> dict[str, Any]:
-        positive = self._embed([request.prompt for request in requests])
-        negative = self._embed_negative(len(requests))
+    @torch.no_grad()
+    def arguments(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """`prompt_embeds`, `negative_prompt_embeds` and for SDXL the pooled ones, a row a prompt."""
+        positive = self._embed(prompts)
+        negative = self._embed_negative(len(prompts))
         arguments = {"prompt_embeds": positive.states_BTD, "negative_prompt_embeds": negative.states_BTD}
         if positive.pooled_BP is not None and negative.pooled_BP is not None:
             arguments |= {
@@ -100,13 +97,30 @@ class Sampler:
             }
         return arguments
 
+
+class Sampler:
+    """Draws images with a backbone as it is now, adapter included; never touches a global generator.
+
+    An image's noise comes from its own seed alone, so that image k of a batch can be made again without the others
+    (diffusers #612, #3158). Networks are put in eval mode and back; their dtypes are left alone.
+    """
+
+    def __init__(self, backbone: Backbone, settings: SamplerSettings):
+        self.backbone, self.settings = backbone, settings
+        self._prompts = Prompts(backbone, settings.negative_prompt)
+        build_sampler(settings.scheduler, backbone.pipeline.scheduler.config)  # a wrong name fails now, not mid-run
+
+    def forget_prompts(self) -> None:
+        """Drop remembered prompt embeddings: call when the text encoders have changed."""
+        self._prompts.forget()
+
     @torch.no_grad()
     def _draw_batch(self, requests: Sequence[Request]) -> Tensor:
         backbone, settings = self.backbone, self.settings
         with self._ready():
             # Latents, and not images: the pipeline would hand half-precision latents to the float32 VAE, and fail.
             latents_BCHW = backbone.pipeline(
-                **self._arguments(requests),
+                **self._prompts.arguments([request.prompt for request in requests]),
                 height=backbone.resolution,
                 width=backbone.resolution,
                 num_inference_steps=settings.steps,

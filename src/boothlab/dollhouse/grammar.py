@@ -144,6 +144,14 @@ def _room_prompt(scene: RoomScene, rng: np.random.Generator, keep: float) -> str
     return _with_article(text)
 
 
+def full_prompt(scene: Scene, opening: str = "a photo of") -> str:
+    """The prompt that says everything the grammar can say about a scene: a caption."""
+    if isinstance(scene, ToyScene):
+        return toy_prompt(facts_of(scene), opening)
+    text = _room_prompt(scene, np.random.default_rng(0), keep=1.0)  # at keep=1 the generator decides nothing
+    return f"{opening} {text}" if opening else text
+
+
 def random_prompt(
     scene: Scene, rng: np.random.Generator, keep: float = 0.75, rare: float = 0.04, noun: float = 0.97
 ) -> str:

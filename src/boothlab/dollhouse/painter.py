@@ -37,8 +37,11 @@ class Painter:
     """Draws ellipses, polygons and lines in local units on an RGBA canvas of `size`·4 pixels.
 
     A local point (x, y) lands at (center + x·scale, ground + y·scale) of the unit square, y pointing down. Shapes
-    drawn with `body=True` are also kept in a mask, so that a pattern can be laid over the body alone.
+    drawn with `body=True` are also kept in a mask, so that a pattern can be laid over the body alone. `layer` names
+    what the next shapes belong to; this painter does not ask, one that paints layers does.
     """
+
+    layer = "nothing"
 
     def __init__(self, size: int, center: float = 0.0, ground: float = 0.0, scale: float = 1.0, flip: bool = False):
         self.side = size * SUPERSAMPLING

@@ -18,12 +18,19 @@ import torch.distributed as distributed
 import torch.multiprocessing as multiprocessing
 from torch import nn
 
+from boothlab.dollhouse.control_parts import Adapter, Control
+from boothlab.dollhouse.edit_judge import EditJudgePart
+from boothlab.dollhouse.editor_parts import Instruct
 from boothlab.dollhouse.parts import Decoder, Diffusion, Part, Vae
 from boothlab.dollhouse.reader_parts import Clip, Dino, JudgePart
 from boothlab.seeding import derive_seed
 
 PART_NAMES = ("vae", "diffusion", "clip", "dino", "judge", "decoder")
+EDITOR_NAMES = ("instruct", "control_canny", "control_depth", "adapter_canny", "adapter_depth", "edit_judge")
 DEFAULT_MINUTES = {"vae": 15.0, "diffusion": 60.0, "clip": 12.0, "dino": 12.0, "judge": 5.0, "decoder": 10.0}
+EVERY_PART = (*PART_NAMES, *EDITOR_NAMES)
+DEFAULT_MINUTES |= {"instruct": 35.0, "control_canny": 12.0, "control_depth": 12.0}
+DEFAULT_MINUTES |= {"adapter_canny": 10.0, "adapter_depth": 10.0, "edit_judge": 3.0}
 
 
 @dataclass
@@ -142,7 +149,7 @@ def _record_cost(out: Path, part: str, state: FitState, device: str) -> None:
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m boothlab.dollhouse.pretrain", description=__doc__)
-    parser.add_argument("--parts", nargs="+", choices=PART_NAMES, default=list(PART_NAMES), help="what to train")
+    parser.add_argument("--parts", nargs="+", choices=EVERY_PART, default=list(EVERY_PART), help="what to train")
     parser.add_argument("--minutes", type=float, help="time budget of each part named (default: each part's own)")
     parser.add_argument("--work", type=Path, default=Path("outputs/pretrain"), help="resume files")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "weights", help="the weights' folder")
@@ -160,12 +167,21 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def build_part(name: str, seed: int, out: Path, device: str, compiled: bool) -> Part:
-    """The part of that name, freshly initialised; `diffusion` and `decoder` need the finished VAE under `out`."""
+    """The part of that name, freshly initialised.
+
+    `diffusion` and `decoder` need the finished VAE under `out`, the editors the finished pipeline.
+    """
     if name == "diffusion":
         return Diffusion(seed, device, out, compiled)
     if name == "decoder":
         return Decoder(seed, device, out)
+    if name == "instruct":
+        return Instruct(seed, device, out, compiled)
+    method, _, kind = name.partition("_")
+    if method in ("control", "adapter"):
+        return (Control if method == "control" else Adapter)(seed, device, out, kind)
     parts: dict[str, Callable[[int, str], Part]] = {"vae": Vae, "clip": Clip, "dino": Dino, "judge": JudgePart}
+    parts["edit_judge"] = EditJudgePart
     return parts[name](seed, device)
 
 

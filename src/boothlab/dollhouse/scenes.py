@@ -206,14 +206,13 @@ def lamp_position(scene: ToyScene) -> tuple[float, float]:
     return (0.12, 0.42) if scene.shift >= 0 else (0.88, 0.42)
 
 
-def _paint_lamp(size: int, x: float, y: float, on: bool) -> Painter:
-    """A standard lamp: pole, foot and shade."""
-    painter = Painter(size, center=x, ground=y)
+def paint_lamp(painter: Painter, on: bool) -> None:
+    """A standard lamp (pole, foot and shade) around the painter's own origin."""
+    painter.layer = "lamp"
     painter.line([(0, 0), (0, 0.48)], 0.03, (90, 80, 70))
     painter.rect(-0.06, 0.46, 0.06, 0.5, (90, 80, 70))
     shade = (255, 238, 150) if on else (120, 116, 120)
     painter.polygon([(-0.05, -0.07), (0.05, -0.07), (0.1, 0.08), (-0.1, 0.08)], shade)
-    return painter
 
 
 def _lit_by_lamp(picture: np.ndarray, size: int, x: float, y: float) -> np.ndarray:
@@ -235,7 +234,9 @@ def _render_toy(scene: ToyScene, size: int) -> np.ndarray:
     if scene.lamp is not Lamp.NONE:
         x, y = lamp_position(scene)
         on = scene.lamp is Lamp.ON
-        picture = _over(picture, _paint_lamp(size, x, y, on).array(), (1.0, 1.0, 1.0) if on else light.background)
+        lamp = Painter(size, center=x, ground=y)
+        paint_lamp(lamp, on)
+        picture = _over(picture, lamp.array(), (1.0, 1.0, 1.0) if on else light.background)
         picture = _lit_by_lamp(picture, size, x, y) if on else picture
     shadow = _shine(size, 0.5 + scene.shift, 0.93, 0.12)
     shadow[: int(0.86 * size)] *= 0.3

@@ -217,7 +217,8 @@ def write_grid(path: Path, pictures: Sequence[np.ndarray]) -> None:
     write_bytes(path, png.getvalue())
 
 
-def _machine(device: str) -> str:
+def machine(device: str) -> str:
+    """What the figures were measured on."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device} ({platform.processor() or platform.machine()}, {os.cpu_count()} cores)"
@@ -242,7 +243,7 @@ def measure(
         write_grid(grid, pictures)
     costs = weights / "pretraining.json"
     return {
-        "device": _machine(device),
+        "device": machine(device),
         "threads": torch.get_num_threads(),
         "sampling": {
             "sampler": "DPM-Solver++ 2M",

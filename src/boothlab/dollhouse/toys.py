@@ -253,5 +253,7 @@ def _wear(painter: Painter, accessory: str, at: Anchors) -> None:
 
 def paint_toy(painter: Painter, subject: "Subject", accessory: str) -> None:
     """Draw an individual and what it wears."""
+    painter.layer = "toy"
     anchors = _TOYS[subject.class_noun](painter, subject)
+    painter.layer = "accessory"
     _wear(painter, accessory, anchors)

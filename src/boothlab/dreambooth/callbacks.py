@@ -97,7 +97,7 @@ class LogCallback(StepCallback):
         for name in ("loss", "instance", "prior"):
             if name in module.latest:
                 self.window[name] = self.window.get(name, 0.0) + float(module.latest[name])
-        self.window["count"] = self.window.get("count", 0) + 1
+        self.window["count"] = self.window.get("count", 0.0) + 1
         super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
 
     def after_step(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:

@@ -1,5 +1,6 @@
 """Resume checkpoints: the adapter, the optimizer and the counters, as safetensors and JSON, never the base model."""
 
+import json
 import logging
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,11 +13,12 @@ from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
+from boothlab.diffusion.backbone import first_line
 from boothlab.diffusion.lora import save_adapter, trainable
 from boothlab.dreambooth.ema import AdapterEma
 from boothlab.dreambooth.module import DreamBoothModule
-from boothlab.errors import UserError
-from boothlab.files import atomic_directory, read_json, sha256_file, write_bytes, write_json
+from boothlab.errors import UserError, is_out_of_memory
+from boothlab.files import atomic_directory, read_json, sha256_bytes, sha256_file, shown, write_bytes, write_json
 
 log = logging.getLogger(__name__)
 STATE, TENSORS = "state.json", "resume.safetensors"
@@ -64,8 +66,13 @@ def save_checkpoint(
             save_adapter(building, dict(module.networks.items()), settings)
         hashes = {path.name: sha256_file(path) for path in sorted(building.iterdir())}
         state = {"step": step, "schedule": _plain_schedule(schedule), "log_window": log_window or {}, "files": hashes}
-        write_json(building / STATE, state)
+        write_json(building / STATE, {**state, "sha256": _digest(state)})
     return folder
+
+
+def _digest(state: dict[str, Any]) -> str:
+    """SHA-256 of a state without its own hash: a flipped digit in it would be a wrong step or learning rate."""
+    return sha256_bytes(json.dumps({k: v for k, v in state.items() if k != "sha256"}, sort_keys=True).encode())
 
 
 def _plain_schedule(schedule: Any) -> dict[str, Any]:
@@ -79,18 +86,28 @@ def _plain_schedule(schedule: Any) -> dict[str, Any]:
 
 def newest_checkpoint(run_dir: Path) -> tuple[Path, int] | None:
     """The newest checkpoint that is whole, with its step; a damaged one is named in a warning and passed over."""
-    for folder in sorted((run_dir / "checkpoints").glob("step_*"), reverse=True):
+    folders = sorted((run_dir / "checkpoints").glob("step_*"), key=lambda folder: (len(folder.name), folder.name))
+    for folder in reversed(folders):
         try:
-            state: Any = read_json(folder / STATE)
-            damaged = [name for name, digest in state["files"].items() if sha256_file(folder / name) != digest]
-            step = int(state["step"])
+            return folder, _whole(folder)
         except (UserError, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
-            log.warning("%s is not whole (%s) and is passed over", folder, error)
-            continue
-        if not damaged:
-            return folder, step
-        log.warning("%s is damaged (%s) and is passed over", folder, ", ".join(damaged))
+            log.warning("%s is damaged (%s) and is passed over", folder, error)
     return None
+
+
+def _whole(folder: Path) -> int:
+    """The step of a checkpoint, all of whose files are what they were when it was written. Raises if they are not."""
+    state: Any = read_json(folder / STATE)
+    if state.get("sha256", _digest(state)) != _digest(state):  # older ones have none
+        raise ValueError(f"{STATE} was altered")
+    if TENSORS not in state["files"]:
+        raise ValueError(f"{STATE} does not name {TENSORS}")
+    if altered := [name for name, digest in state["files"].items() if sha256_file(folder / name) != digest]:
+        raise ValueError(f"{', '.join(altered)} was altered")
+    step = int(state["step"])
+    if folder.name != folder_name(step):
+        raise ValueError(f"{STATE} is of step {step}")
+    return step
 
 
 @dataclass
@@ -102,13 +119,19 @@ class Restored:
 
 
 def restore_checkpoint(folder: Path, module: DreamBoothModule, optimizer: Any, schedule: Any) -> Restored:
-    """Put a checkpoint's adapter, optimizer and schedule back."""
+    """Put a checkpoint's adapter, optimizer and schedule back. Raises UserError if it does not hold all of them."""
     try:
-        tensors = from_safetensors((folder / TENSORS).read_bytes())
-    except (SafetensorError, OSError) as error:
+        return _restore(folder, module, optimizer, schedule)
+    except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(
-            f"{folder}: cannot be resumed from ({error}); delete it to resume from the one before"
+            f"{shown(folder)}: cannot be resumed from ({first_line(error)}); delete it to resume from the one before"
         ) from error
+
+
+def _restore(folder: Path, module: DreamBoothModule, optimizer: Any, schedule: Any) -> Restored:
+    tensors = from_safetensors((folder / TENSORS).read_bytes())
     with torch.no_grad():
         for name, value in adapter_parameters(module).items():
             value.copy_(tensors[f"parameter/{name}"])
@@ -123,8 +146,10 @@ def restore_checkpoint(folder: Path, module: DreamBoothModule, optimizer: Any, s
                     key: moment if key == "step" else moment.to(value.device) for key, moment in moments.items()
                 }
     state: Any = read_json(folder / STATE)
-    schedule.load_state_dict({**schedule.state_dict(), **state["schedule"]})
+    # Only the counters that were saved: a scheduler takes whatever it is given for its own attributes.
+    counters = {key: state["schedule"][key] for key in _plain_schedule(schedule)}
+    schedule.load_state_dict({**schedule.state_dict(), **counters})
     for group, lr in zip(optimizer.param_groups, state["schedule"]["_last_lr"], strict=True):
         group["lr"] = lr
     average = {key.removeprefix("ema/"): value for key, value in tensors.items() if key.startswith("ema/")}
-    return Restored(average, state["log_window"])
+    return Restored(average, {str(key): float(value) for key, value in state["log_window"].items()})

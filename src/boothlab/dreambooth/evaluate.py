@@ -16,7 +16,7 @@ from boothlab.cache import Cache
 from boothlab.diffusion.sampling import Request, Sampler
 from boothlab.dreambooth.checkpoints import folder_name
 from boothlab.evaluation.scoring import EvaluationResult, GeneratedImage, Scorer
-from boothlab.files import write_json, write_text
+from boothlab.files import csv_cell, write_json, write_text
 from boothlab.images.grid import build_grid, save_png, to_pil
 from boothlab.progress import Reporter
 from boothlab.tracking import metrics
@@ -173,7 +173,7 @@ class Evaluator:
     def _write(self, folder: Path, images: Sequence[GeneratedImage], result: EvaluationResult, step: int) -> Path:
         for image in images:
             save_png(folder / f"prompt{image.prompt_index:02d}_seed{image.seed}.png", to_pil(image.pixels_CHW))
-        rows = [score.to_dict() for score in result.per_image]
+        rows = [{**score.to_dict(), "prompt": csv_cell(score.prompt)} for score in result.per_image]
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()

@@ -182,6 +182,12 @@ class DreamBoothModule(pl.LightningModule):
         limit = self.optim_config.grad_clip
         norm = nn.utils.clip_grad_norm_(parameters, limit if limit is not None else float("inf"))
         self.latest["grad_norm"] = norm.detach()
+        # In half precision the scaler sees to it: it leaves such a step out and goes on with a smaller scale.
+        if not torch.isfinite(norm) and self.trainer.precision != "16-mixed":
+            raise NonFiniteLossError(
+                f"the gradient norm became {norm.item()} at step {self.micro_step // self.accumulate}; "
+                "lower optim.lr or use backbone.precision=fp32"
+            )
         self.rates = {group["name"]: group["lr"] for group in optimizer.param_groups}  # before the schedule moves on
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:

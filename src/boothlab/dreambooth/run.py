@@ -1,8 +1,6 @@
 """A training run from its built parts to its summary: the order of events, nothing else."""
 
-import logging
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -26,10 +24,16 @@ from boothlab.dreambooth.callbacks import (
 from boothlab.dreambooth.checkpoints import restore_checkpoint
 from boothlab.dreambooth.evaluate import Evaluator, OnScores
 from boothlab.dreambooth.module import DreamBoothModule
+from boothlab.errors import memory_explained
+from boothlab.loops import quiet_lightning, signals_told
 from boothlab.progress import Bar, Reporter
 from boothlab.tracking.run import Tracker
 
-SIGTERM_EXIT_CODE = 143
+LESS_MEMORY = (
+    "free some and run the same command, which goes on from the last checkpoint; or lower data.batch_size "
+    "(trainer.accumulate makes up for it), evaluation.sampler.batch_size or backbone.resolution, "
+    "or set trainer.gradient_checkpointing=true"
+)
 
 
 @dataclass
@@ -47,14 +51,6 @@ class TrainingRun:
     settings: Callable[[int], dict[str, Any]]
     resume_from: tuple[Path, int] | None = None
     on_scores: OnScores | None = None
-
-
-def _quiet_lightning() -> None:
-    """Lightning tells of hardware and data loaders; a run's own lines say what a user needs."""
-    for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning|lightning_fabric)\..*")
-    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
 
 
 def _callbacks(run: TrainingRun, bar: Bar) -> list[pl.Callback]:
@@ -93,14 +89,8 @@ def _fit(run: TrainingRun, callbacks: list[pl.Callback]) -> None:
     )
     micro_steps: Any = range(steps * config.accumulate)
     loader: DataLoader[int] = DataLoader(micro_steps, batch_size=None, num_workers=0)
-    try:
+    with signals_told(trainer):
         trainer.fit(run.module, loader)
-    except SystemExit as stop:
-        if trainer.interrupted and type(stop) is SystemExit and stop.code == 1:
-            raise KeyboardInterrupt from None  # Lightning turns Ctrl-C into exit(1)
-        if not stop.code:
-            raise SystemExit(SIGTERM_EXIT_CODE) from None
-        raise
 
 
 def _restore_only(run: TrainingRun, callbacks: list[pl.Callback]) -> None:
@@ -115,10 +105,14 @@ def _restore_only(run: TrainingRun, callbacks: list[pl.Callback]) -> None:
 
 def execute(run: TrainingRun, extra_callbacks: Sequence[pl.Callback] = ()) -> None:
     """Train, evaluate and save inside an open tracker. Errors pass through after the tracker has noted them."""
-    _quiet_lightning()
+    quiet_lightning()
     config, started = run.trainer_config, time.perf_counter()
     left = config.max_steps - (run.resume_from[1] if run.resume_from else 0)
-    with run.reporter.bar("training", left) as bar:
+
+    def where() -> str:
+        return f"near step {run.module.micro_step // config.accumulate}"
+
+    with run.reporter.bar("training", left) as bar, memory_explained(where, LESS_MEMORY):
         callbacks = [*_callbacks(run, bar), *extra_callbacks]
         if left > 0:
             _fit(run, callbacks)

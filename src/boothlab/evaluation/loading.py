@@ -11,6 +11,7 @@ from transformers import CLIPModel, CLIPTokenizer, PreTrainedModel, ViTConfig, V
 from boothlab.errors import UserError
 from boothlab.evaluation.encoders import ClipEncoder, DinoEncoder
 from boothlab.evaluation.preprocessing import Preset, preset
+from boothlab.files import PICKLED, check_shards, shown
 from boothlab.quiet import quiet_libraries
 
 CLIP_ID = "openai/clip-vit-base-patch32"
@@ -103,9 +104,10 @@ def _locate(source: str | Path, revision: str | None) -> tuple[str, dict[str, An
 def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no config.json here; give the folder that `save_pretrained` wrote")
+    check_shards(folder, f"{shown(folder)}: ")
     if list(folder.glob("*.safetensors")):
         return
-    pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
+    pickled = sorted(path.name for path in folder.glob("*") if path.suffix.lower() in PICKLED)
     if not pickled:
         raise UserError(f"{folder}: no weights here; model.safetensors is expected")
     raise UserError(

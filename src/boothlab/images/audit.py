@@ -22,6 +22,8 @@ _NORMAL_SUFFIXES = {
     "AVIF": {".avif", ".avifs"},
 }
 _REASONS_SHOWN = 3
+MAX_CAPTION_BYTES = 1 << 16
+"""Of a side-car: text encoders read some hundred bytes of it."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def audit_folder(
         used = _stem(path) in stems and captions.setdefault(_stem(path), path) is path
         audit.ignored.append((path, "caption" if used else "text that is no image's caption"))
     audit.ignored.sort(key=lambda item: item[0].name)
-    texts = {stem: _read_caption(path, audit.warnings) for stem, path in captions.items()}
+    texts = {stem: read_caption(path, audit.warnings) for stem, path in captions.items()}
     for path in images:
         try:
             loaded = read_image(path, max_pixels=max_pixels)
@@ -111,6 +113,8 @@ def _list_files(folder: Path, audit: Audit) -> list[Path]:
                 audit.ignored.append((path, "system or hidden file"))
             elif path.is_dir():
                 audit.ignored.append((path, "subfolder (not searched)"))
+            elif path.suffix.lower() == ".txt" and path.exists() and not path.is_file():
+                audit.ignored.append((path, "no ordinary file"))  # reading a pipe or a device would never end
             else:
                 files.append(path)
         return files
@@ -124,8 +128,11 @@ def _stem(path: Path) -> str:
     return unicodedata.normalize("NFC", path.stem)
 
 
-def _read_caption(path: Path, warnings: list[str]) -> str | None:
+def read_caption(path: Path, warnings: list[str]) -> str | None:
     try:
+        if path.stat().st_size > MAX_CAPTION_BYTES:
+            warnings.append(f"the caption {shown(path)} is larger than {MAX_CAPTION_BYTES >> 10} KiB and is ignored")
+            return None
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
         warnings.append(f"the caption {shown(path)} is not UTF-8 text and is ignored; save it as UTF-8")
@@ -136,7 +143,8 @@ def _read_caption(path: Path, warnings: list[str]) -> str | None:
     if "\0" in text:  # UTF-16 without a byte-order mark decodes as UTF-8, with a null after every letter
         warnings.append(f"the caption {shown(path)} is not UTF-8 text and is ignored; save it as UTF-8")
         return None
-    caption = " ".join(text.split())
+    # Control characters, such as a terminal's escape codes, are no part of a caption.
+    caption = " ".join("".join(char for char in text if char.isspace() or unicodedata.category(char) != "Cc").split())
     if not caption:
         warnings.append(f"the caption {shown(path)} is empty and is ignored; write one or delete the file")
     return caption or None

@@ -7,6 +7,7 @@ from io import BytesIO
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from boothlab.files import write_bytes
@@ -25,10 +26,10 @@ def to_pil(pixels_CHW: Tensor) -> Image.Image:
     return Image.fromarray(pixels_CHW.permute(1, 2, 0).contiguous().numpy())
 
 
-def png_bytes(image: Image.Image) -> bytes:
-    """The picture as PNG; the same pixels give the same bytes."""
+def png_bytes(image: Image.Image, info: PngInfo | None = None) -> bytes:
+    """The picture as PNG, with text chunks if given; the same pixels and texts give the same bytes."""
     buffer = BytesIO()
-    image.save(buffer, format="PNG")
+    image.save(buffer, format="PNG", pnginfo=info)
     return buffer.getvalue()
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from boothlab.errors import UserError
 from boothlab.files import sha256_bytes, shown
+from boothlab.images.integrity import damaged_png_chunk, ends_too_early
 
 MAX_PIXELS = 100_000_000
 MAX_FILE_BYTES = 1 << 30
@@ -106,7 +107,8 @@ def decode_image(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Loa
     palette, grey and 1-bit converted. Colour profiles are not applied. Pillow's warnings are kept quiet.
 
     Raises:
-        ImageError: empty, not an image, damaged, cut short, more than `max_pixels`, or pixels with no 8-bit meaning.
+        ImageError: empty, not an image, damaged (as far as its format has checksums), cut short, more than
+            `max_pixels`, or pixels with no 8-bit meaning.
     """
     if not data:
         raise ImageError(name, "the file is empty; delete it or copy it again")
@@ -187,8 +189,12 @@ def _decode(data: bytes, name: str, max_pixels: int) -> Loaded:
         # Before load(): the header gives the size, and nothing that large is ever decoded.
         if image.width * image.height > max_pixels:
             raise _too_large(name, max_pixels)
+        if image.format == "PNG" and (chunk := damaged_png_chunk(data)):
+            raise ImageError(name, f"it is damaged (its {chunk} data has a wrong checksum); copy it again")
         notes: list[str] = []
         image.load()
+        if image.format == "JPEG" and ends_too_early(data, image):
+            raise ImageError(name, "it is cut short (its last pixels are missing); copy or export it again")
         file_format, mode = image.format or "unknown", image.mode
         rgb = _upright(_to_rgb(image, name, notes), image, notes)
         rgb.info.clear()  # no orientation or profile may travel on and be applied a second time

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from boothlab.errors import UserError
-from boothlab.files import write_bytes, write_text
+from boothlab.files import csv_cell, write_bytes, write_text
 from boothlab.reporting.runs import SCORES, Checkpoint, RunRecord, settings_of, varied_keys
 from boothlab.reporting.settings import entries_of_runs
 from boothlab.tracking.manifest import hash8
@@ -76,10 +76,10 @@ def write_checkpoints_csv(runs: Sequence[RunRecord], path: Path) -> None:
 
 
 def csv_text(frame: Frame) -> str:
-    """The frame as CSV with "\\n" line ends."""
+    """The frame as CSV with "\\n" line ends; texts as `files.csv_cell` writes them."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(frame.columns)
+    writer.writerow([csv_cell(column) for column in frame.columns])
     writer.writerows([_text(value) for value in row] for row in frame.rows)
     return text.getvalue()
 
@@ -141,7 +141,7 @@ def _text(value: Any) -> str:
         return ""
     if isinstance(value, bool):
         return "true" if value else "false"
-    return repr(value) if isinstance(value, float) else str(value)
+    return repr(value) if isinstance(value, float) else csv_cell(value) if isinstance(value, str) else str(value)
 
 
 def _one_type(values: list[Any]) -> list[Any]:

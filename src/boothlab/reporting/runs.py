@@ -10,7 +10,8 @@ from typing import Any
 
 from boothlab.config import NOT_HASHED
 from boothlab.errors import UserError
-from boothlab.files import read_json, shown
+from boothlab.files import shown
+from boothlab.reporting.shapes import check_config, read_details, read_object, scalar
 from boothlab.tracking import metrics
 from boothlab.tracking.history import FILE_NAME as HISTORY
 from boothlab.tracking.history import Row, read_history
@@ -66,14 +67,17 @@ class Checkpoint:
 
     @cached_property
     def details(self) -> dict[str, Any]:
-        """metrics.json of the checkpoint: `metrics` (values with their definitions) and `per_prompt`."""
-        return _json_object(self.folder / "metrics.json") if self.folder else {}
+        """metrics.json of the checkpoint: `metrics` (values with their definitions) and `per_prompt`.
+
+        Raises UserError if it is not what boothlab writes.
+        """
+        return read_details(self.folder / "metrics.json") if self.folder else {}
 
     @property
     def per_prompt(self) -> list[PromptScores]:
         """The scores of each prompt, in the order of the prompts; empty if they were not kept."""
         return [
-            PromptScores(row["prompt"], row["images"], {name: row[name] for name in SCORES if name in row})
+            PromptScores(row["prompt"], row["images"], {name: scalar(row[name]) for name in SCORES if name in row})
             for row in self.details.get("per_prompt", [])
         ]
 
@@ -220,6 +224,27 @@ def is_run_folder(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
+def is_editing(folder: Path) -> bool:
+    """Whether a run folder is one of `boothlab edit`; not if its manifest cannot be read, which others complain of."""
+    try:
+        config = read_object(folder / MANIFEST).get("config")
+    except UserError:
+        return False
+    return isinstance(config, dict) and "method" in config and "editors" in config
+
+
+def find_trainings(folders: Sequence[Path]) -> list[Path]:
+    """The run folders that `find_runs` finds but for those of `boothlab edit`, whose scores are of another kind.
+
+    Raises UserError if there are none.
+    """
+    found = [path for path in find_runs(folders) if not is_editing(path)]
+    if not found:
+        where = ", ".join(shown(folder) for folder in folders)
+        raise UserError(f"{where}: holds runs of boothlab edit only; this is about training runs")
+    return found
+
+
 def find_runs(folders: Iterable[Path]) -> list[Path]:
     """The run folders among and below the given ones, sorted, each once. Raises UserError for a folder without any."""
     found: dict[Path, None] = {}
@@ -244,16 +269,17 @@ def _runs_below(folder: Path) -> Iterable[Path]:
 def read_run(folder: Path) -> RunRecord:
     """One run folder, finished or not. Raises UserError if it is none, or one that cannot be read."""
     manifest = read_manifest(folder)
-    summary: dict[str, Any] = _json_object(folder / "summary.json")
+    summary = read_object(folder / "summary.json")
     config = manifest["config"]
-    if not isinstance(config, dict) or not isinstance(manifest.get("seed"), int):
+    if not isinstance(manifest.get("seed"), int):
         raise UserError(f"{shown(folder / MANIFEST)}: has no config or no seed; run it again, or move it elsewhere")
+    check_config(config, folder / MANIFEST)
     rows = read_history(folder / HISTORY).rows if (folder / HISTORY).is_file() else []
     points = _checkpoints(folder, rows)
     return RunRecord(
         folder=folder,
         status=str(summary.get("status") or manifest.get("status")),
-        error=summary.get("error"),
+        error=None if summary.get("error") is None else str(summary["error"]),
         config=config,
         seed=manifest["seed"],
         setting=config_hash(config, (*NOT_HASHED, "seed")),
@@ -266,16 +292,14 @@ def read_run(folder: Path) -> RunRecord:
     )
 
 
-def _json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if the file is not there."""
-    found = read_json(path) if path.is_file() else {}
-    return found if isinstance(found, dict) else {}
-
-
 def _named(scalars: Mapping[str, Any], key: str) -> float | None:
     """A score under its plain key, or under its key with an encoder's name."""
     found = [value for name, value in sorted(scalars.items()) if name == key or name.startswith(key + "/")]
     return float(found[0]) if found else None
+
+
+def _count(value: float | None) -> int:
+    return int(value) if value is not None and math.isfinite(value) else 0
 
 
 def _checkpoints(folder: Path, rows: Sequence[Row]) -> list[Checkpoint]:
@@ -284,8 +308,8 @@ def _checkpoints(folder: Path, rows: Sequence[Row]) -> list[Checkpoint]:
         scores = {name: value for name, (_, key) in SCORES.items() if (value := _named(row.scalars, key)) is not None}
         if "clip_i" in scores:
             samples = folder / "samples" / f"step_{row.step:06d}"
-            constant = _named(row.scalars, metrics.CONSTANT_IMAGES) or 0
-            points[row.step] = Checkpoint(row.step, scores, samples if samples.is_dir() else None, int(constant))
+            constant = _count(_named(row.scalars, metrics.CONSTANT_IMAGES))
+            points[row.step] = Checkpoint(row.step, scores, samples if samples.is_dir() else None, constant)
     return [points[step] for step in sorted(points)]
 
 

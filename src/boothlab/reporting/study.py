@@ -10,7 +10,7 @@ from boothlab.files import shown
 from boothlab.reporting.axis import comparisons_of, verdicts_of
 from boothlab.reporting.definitions import Alike, groups_of, metric_group
 from boothlab.reporting.rows import average_rows, grid_of, rows_of
-from boothlab.reporting.runs import SCORES, RunRecord, find_runs, higher_is_better, read_run, varied_keys
+from boothlab.reporting.runs import SCORES, RunRecord, find_trainings, higher_is_better, read_run, varied_keys
 from boothlab.reporting.settings import Entry, entries_of_runs, entries_of_sweep
 from boothlab.reporting.sweeps import SweepFile, find_sweeps
 from boothlab.reporting.tables import BEST, READINGS, Best, MetricGroup, StudyTable
@@ -67,7 +67,7 @@ def build_study(folders: Sequence[Path], *, title: str | None = None, split: boo
 
     Raises UserError if no run is finished and scored, or if runs were measured differently and `split` is off.
     """
-    paths = find_runs(folders)
+    paths = find_trainings(folders)
     found = _load(paths)
     if not found.finished:
         name, why = found.left_out[0]

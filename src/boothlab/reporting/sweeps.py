@@ -60,10 +60,34 @@ def read_sweep(path: Path) -> SweepFile:
     try:
         if found["format"] > FORMAT:
             raise UserError(f"{shown(path)}: was written by a newer boothlab; update boothlab")
-        jobs = [SweepJob(list(job["overrides"]), str(job["run"])) for job in found["jobs"]]
-        return SweepFile(**{**found, "jobs": jobs})
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{shown(path)}: is not the file of a sweep ({error})") from error
+        jobs = [SweepJob(_texts(job["overrides"]), _name(job["run"])) for job in found["jobs"]]
+        sweep = SweepFile(**{**found, "jobs": jobs})
+        _check(sweep)
+        return sweep
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{shown(path)}: is not the file of a sweep ({shown(str(error))})") from error
+
+
+def _texts(value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise TypeError("something is no list of texts")
+    return value
+
+
+def _name(value: Any) -> str:
+    """A run folder beside the sweep's own: a name, not a path to somewhere else."""
+    if not isinstance(value, str) or value != Path(value).name or "\0" in value:
+        raise TypeError("a job's run is no name of a folder")
+    return value
+
+
+def _check(sweep: SweepFile) -> None:
+    """Raises TypeError for a field that is not of its type."""
+    texts = (sweep.name, sweep.title, sweep.about, sweep.axis or "", *sweep.expect, *sweep.expect.values())
+    if not all(isinstance(text, str) for text in texts) or isinstance(sweep.format, bool):
+        raise TypeError("something is no text")
+    for listed in (sweep.published, sweep.command, *sweep.params.values()):
+        _texts(listed)
 
 
 def find_sweeps(folders: Sequence[Path]) -> list[tuple[Path, SweepFile]]:

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from boothlab.errors import UserError
 from boothlab.files import sha256_file, shown
+from boothlab.images.load import load_image
 from boothlab.rerunning.differences import (
     Steps,
     Tolerance,
@@ -29,7 +29,7 @@ from boothlab.tracking.history import read_history
 from boothlab.tracking.manifest import ADAPTER, tensors_digest
 
 ADAPTERS = ("checkpoints/step_*/pytorch_lora_weights.safetensors", ADAPTER)
-SAMPLES = "samples/step_*/prompt*_seed*.png"
+SAMPLES = ("samples/step_*/prompt*_seed*.png", "samples/step_*/*__*__s*.png")
 CLASS_IMAGE = "class_images/"
 
 
@@ -54,6 +54,7 @@ def _within(unit: float, adapter: float) -> Standard:
         ("train/lr", never),
         ("train/epoch", never),
         ("eval/constant_images", never),
+        ("edit/psnr", Tolerance(absolute=100 * unit)),  # in dB
     )
     return Standard(False, Tolerances(Tolerance(absolute=unit), by_prefix), adapter=adapter, image=500 * unit)
 
@@ -140,8 +141,8 @@ def compare_runs(before: Side, after: Side, standard: Standard, skipped: Iterabl
     findings = [
         *_class_images(before, after, standard),
         _metrics(before, after, standard, tuple(skipped)),
-        *_files(before, after, "adapter", ADAPTERS, _compare_adapters(standard)),
-        *_files(before, after, "samples", (SAMPLES,), _compare_images(standard)),
+        *_files(before, after, "adapter", ADAPTERS, _compare_adapters(standard), standard.exact),
+        *_files(before, after, "samples", SAMPLES, _compare_images(standard), standard.exact),
     ]
     return Comparison(tuple(findings))
 
@@ -200,15 +201,18 @@ Gap = tuple[float, bool, str]
 
 
 def _files(
-    before: Side, after: Side, what: str, patterns: tuple[str, ...], compare: Callable[[Path, Path], Gap]
+    before: Side, after: Side, what: str, patterns: tuple[str, ...], compare: Callable[[Path, Path], Gap], exact: bool
 ) -> list[Finding]:
-    """One finding for all files of a kind; none if neither run has any."""
+    """One finding for all files of a kind; none if neither run has any.
+
+    Of a file that is gone only the hash is known: whether another hash is within a tolerance cannot be said.
+    """
     names, others = before.files(*patterns), after.files(*patterns)
     if before.finished:
         names = sorted({*names, *others})
     if not names:
         return [Finding(what, Verdict.UNKNOWN, "the run folder has none any more")] if others else []
-    unseen, worst = 0, (0.0, "")
+    unseen, by_hash, worst = 0, list[str](), (0.0, "")
     for name in sorted(names, key=lambda name: (_step_of(name), name)):
         old, new = before.digest(name), after.digest(name)
         if old is None or new is None:
@@ -222,6 +226,9 @@ def _files(
         if not (before.folder / name).is_file():
             if name == ADAPTER and before.manifest.get("adapter_tensors") == tensors_digest(after.folder / name):
                 continue
+            if not exact:
+                by_hash.append(name)
+                continue
             detail = f"{name} has another hash, and the recorded file is not there to say by how much"
             return [Finding(what, Verdict.DIFFERS, detail, _step_of(name))]
         gap, passes, words = compare(before.folder / name, after.folder / name)
@@ -231,9 +238,16 @@ def _files(
     counted = f"{len(names) - unseen} files" + (f"; {unseen} more are not in the recorded folder" if unseen else "")
     if unseen == len(names):
         return [Finding(what, Verdict.UNKNOWN, "the run folder has none any more")]
+    return [_passing(what, counted, by_hash, worst)]
+
+
+def _passing(what: str, counted: str, by_hash: list[str], worst: tuple[float, str]) -> Finding:
+    if by_hash:
+        others = f"{counted}; {len(by_hash)} with another hash, first {by_hash[0]}"
+        return Finding(what, Verdict.UNKNOWN, f"{others}: only hashes were kept, which do not say by how much")
     if worst[0] == 0:
-        return [Finding(what, Verdict.SAME, counted)]
-    return [Finding(what, Verdict.CLOSE, f"{counted}; the furthest off is {worst[1]}")]
+        return Finding(what, Verdict.SAME, counted)
+    return Finding(what, Verdict.CLOSE, f"{counted}; the furthest off is {worst[1]}")
 
 
 def _step_of(name: str) -> int:
@@ -295,8 +309,4 @@ def _compare_images(standard: Standard) -> Callable[[Path, Path], Gap]:
 
 
 def _pixels(path: Path) -> np.ndarray[Any, Any]:
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except OSError as error:
-        raise UserError(f"{shown(path)}: cannot be compared ({error}); put a whole image there") from error
+    return np.asarray(load_image(path))

@@ -11,9 +11,10 @@ from boothlab.building.parts import build_device, set_determinism, set_threads
 from boothlab.cache import Cache
 from boothlab.compose.schemas import SCHEMAS
 from boothlab.compose.typed import from_resolved
-from boothlab.config import Accelerator
+from boothlab.config import MOST_THREADS, Accelerator
 from boothlab.errors import UserError
 from boothlab.rerunning.circumstances import Circumstance, differing, expects_same_bits, here
+from boothlab.rerunning.edit_materials import check_edit_materials
 from boothlab.rerunning.inputs import BESIDE, stage
 from boothlab.rerunning.materials import (
     ASKED_BY,
@@ -37,7 +38,7 @@ GROUP = "reruns"
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be run, checked. `training` is the config that says what is trained or what was scored.
+    """What is to be run, checked. `training` is the config that says what is trained, edited or was scored.
 
     `config` and `training` are plain dicts held to what the manifest says of threads, device and revisions.
     """
@@ -74,6 +75,9 @@ class Plan:
             if material.gathered:
                 folder = out / BESIDE / material.what.replace(" ", "_")
                 pins[material.gathered_for] = str(stage(material.gathered, folder))
+        if self.recipe.kind == "edit":
+            editing: Any = from_resolved(pinned(self.config, pins), SCHEMAS["edit"])[0]
+            return editing, editing
         training: Any = from_resolved(pinned(self.training, pins), SCHEMAS["train"])[0]
         if self.recipe.kind == "train":
             return training, training
@@ -82,14 +86,14 @@ class Plan:
 
 def _asked_for(what: str, recipe: Recipe) -> bool:
     """Whether a fork is to have another material of this kind than its parent."""
-    return bool(recipe.forks) and any(key in recipe.changes for key in ASKED_BY[what])
+    return bool(recipe.forks) and any(key in recipe.changes for key in ASKED_BY.get(what, ()))
 
 
 def make_plan(origin: Origin, recipe: Recipe, cache: Path) -> Plan:
     """Set threads, determinism and device as the run will have them, then compare everything with the manifest."""
     config = pinned(recipe.resolved, _pins(origin.manifest, recipe, cache))
     adapter: Material | None = None
-    if recipe.kind == "train":
+    if recipe.kind != "score":
         config = pinned(config, pinned_revisions(origin.manifest, config, recipe.changes))
         training = config
     else:
@@ -98,21 +102,20 @@ def make_plan(origin: Origin, recipe: Recipe, cache: Path) -> Plan:
         another = adapter.same is False and _asked_for("adapter", recipe)
         training = recipe.trained if recipe.trained and not another else _config_beside(adapter)
         training = pinned(training, pinned_revisions(origin.manifest, training, recipe.changes))
-    typed: Any = from_resolved(training, SCHEMAS["train"])[0]
+    editing = recipe.kind == "edit"
+    typed: Any = from_resolved(training, SCHEMAS["edit" if editing else "train"])[0]
+    deterministic = editing or typed.trainer.deterministic
     section = "trainer." if recipe.kind == "train" else ""
     set_threads(value_at(config, f"{section}threads"))
-    set_determinism(typed.trainer.deterministic)
+    set_determinism(deterministic)
     device = build_device(Accelerator(value_at(config, f"{section}accelerator") or "auto"))
     circumstances = differing(origin.manifest, here(str(device)))
-    return Plan(
-        origin,
-        recipe,
-        config,
-        training,
-        tuple(_materials(origin, recipe, typed, Cache(cache), adapter)),
-        tuple(circumstances),
-        expects_same_bits(circumstances, origin.manifest, typed.trainer.deterministic),
-    )
+    if editing:
+        materials = check_edit_materials(typed, origin.manifest)
+    else:
+        materials = _materials(origin, recipe, typed, Cache(cache), adapter)
+    exact = expects_same_bits(circumstances, origin.manifest, deterministic)
+    return Plan(origin, recipe, config, training, tuple(materials), tuple(circumstances), exact)
 
 
 def _materials(origin: Origin, recipe: Recipe, training: Any, cache: Cache, adapter: Material | None) -> list[Material]:
@@ -153,7 +156,7 @@ def _pins(manifest: Mapping[str, Any], recipe: Recipe, cache: Path) -> dict[str,
     if "tracking.group" not in recipe.changes:
         pins["tracking.group"] = GROUP
     recorded = (manifest.get("numerics") or {}).get("torch_threads")
-    if threads not in recipe.changes and isinstance(recorded, int):
+    if threads not in recipe.changes and isinstance(recorded, int) and 1 <= recorded <= MOST_THREADS:
         pins[threads] = recorded
     if accelerator not in recipe.changes:
         pins[accelerator] = _recorded_accelerator(manifest)

@@ -16,13 +16,18 @@ from omegaconf import OmegaConf
 from boothlab.compose.mistakes import BAD_INPUT, explain
 from boothlab.compose.overrides import quote_text
 from boothlab.compose.schemas import SCHEMAS
-from boothlab.compose.typed import from_resolved, leaves, refuse_targets
+from boothlab.compose.typed import as_data, from_resolved, leaves, refuse_targets
 from boothlab.config import NOT_HASHED
+from boothlab.config_edit import EditorsConfig
 from boothlab.errors import UserError
 from boothlab.tracking.manifest import config_hash
 from boothlab.tracking.redaction import REDACTED
 
-LOCATIONS = ("subject.images", "prior.class_images", "backbone.source", "encoders.clip", "encoders.dino", "run")
+EDITORS = tuple(f"editors.{field.name}" for field in dataclasses.fields(EditorsConfig) if field.name != "revisions")
+LOCATIONS = (
+    *("subject.images", "prior.class_images", "backbone.source", "encoders.clip", "encoders.dino", "run"),
+    *("data.images", "data.file", *EDITORS),
+)
 """Keys that say where something lies. Another value is the same run if what lies there is the same, by its hashes."""
 
 
@@ -30,8 +35,8 @@ LOCATIONS = ("subject.images", "prior.class_images", "backbone.source", "encoder
 class Recipe:
     """A run to be made again, or a fork of it.
 
-    `kind` names its config in conf/: train or score. `resolved` is its whole config; `trained`, for a scoring, that of
-    the run whose adapter it scores, as far as the manifest has it. `changes` holds (recorded, asked) by dotted key.
+    `kind` names its config in conf/: train, edit or score. `resolved` is its whole config; `trained`, for a scoring,
+    that of the run whose adapter it scores, as far as the manifest has it. `changes` holds (recorded, asked) by key.
     """
 
     kind: str
@@ -55,9 +60,11 @@ def kind_of(config: Mapping[str, Any]) -> str:
     """Which command wrote the config. Raises UserError for one that cannot be run again."""
     if "lora" in config:
         return "train"
+    if "editors" in config:
+        return "edit"
     if "unet_scale" in config:
         return "score"
-    raise UserError("the manifest is of neither a training nor a scoring; only those can be run again")
+    raise UserError("the manifest is of no training, editing run or scoring; only those can be run again")
 
 
 def read_recipe(manifest: Mapping[str, Any], overrides: Sequence[str], allowed: Sequence[str] = ()) -> Recipe:
@@ -73,7 +80,7 @@ def read_recipe(manifest: Mapping[str, Any], overrides: Sequence[str], allowed: 
     config = _revealed(recorded, given)
     warnings = _check_hash(manifest, config, allowed)
     filled = _readable(config, kind, manifest)
-    ours = {key: value for key, value in given.items() if kind == "train" or key not in LOCATIONS}
+    ours = {key: value for key, value in given.items() if kind != "score" or key not in LOCATIONS}
     changed = _apply(filled, ours, kind)
     changes = _changes(filled, changed, ours)
     if "train" in changes:
@@ -146,7 +153,7 @@ def _apply(config: Mapping[str, Any], given: Mapping[str, Any], kind: str) -> di
     """The config with values set, checked. Raises UserError for a key or value that the schema does not know."""
     schema = SCHEMAS[kind]
     try:
-        node = OmegaConf.merge(OmegaConf.structured(schema), dict(config))
+        node = OmegaConf.merge(OmegaConf.structured(schema), as_data(dict(config)))
         for key, value in given.items():
             if OmegaConf.is_dict(OmegaConf.select(node, key)):
                 raise UserError(f"{key} is a section; a rerun takes single values, as in {key}.KEY=VALUE")

@@ -39,7 +39,11 @@ def work_of(resolved: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _kind(resolved: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What makes a step dear or cheap; runs that agree in all of it are the best guide."""
+    """What makes a run dear or cheap; runs that agree in all of it are the best guide. Edits and scorings only draw."""
+    if not work_of(resolved)[0]:
+        command = "edit" if "editors" in resolved else "score"
+        keys = ("method", "steps", "data", "seeds") if command == "edit" else ("steps", "prompts", "image_seeds")
+        return (f"{command} {_config(resolved, 'backbone', 'name')}", *(repr(resolved.get(key)) for key in keys))
     return (
         _config(resolved, "backbone", "name"),
         _config(resolved, "backbone", "resolution"),
@@ -59,8 +63,12 @@ def past_costs(outputs: Path) -> dict[tuple[Any, ...], list[Cost]]:
             manifest: Any = read_json(path.with_name("manifest.json"))
             config, timings = manifest["config"], summary["timings"]
             steps, images = work_of(config)
-            if summary["status"] != "finished" or manifest["earlier_attempts"] or not steps:
+            if summary["status"] != "finished" or manifest["earlier_attempts"]:
                 continue  # the times of a resumed run are those of its last attempt
+            if not steps:
+                whole = Cost(0.0, 0.0, float(timings["total_seconds"]))
+                found.setdefault(_kind(config), []).append(whole)
+                continue
             sampled = float(timings["sampling_seconds"]) + float(timings["scoring_seconds"])
             step = float(timings["median_step_seconds"])
             rest = max(0.0, float(timings["training_seconds"]) - sampled - steps * step)

@@ -1,6 +1,8 @@
 """Runs a sweep: the plan, the jobs that are left, and at the end a table of what failed and why."""
 
+import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,9 +17,13 @@ from boothlab.progress import Reporter
 from boothlab.sweeping.estimate import estimate_seconds, past_costs, shown_seconds
 from boothlab.sweeping.states import JobState, StandingJob, count, note_failure, state_of
 from boothlab.sweeping.watch import SweepWatch, balanced, best_of, differing, label, rows_of, shown_scores, steps_before
+from boothlab.tracking.lock import last_owner
 
+log = logging.getLogger(__name__)
 RETRY = "--retry-failed"
 DRY_RUN = "--dry-run"
+CUT_SHORT = "its process was killed, or ended when another job's was (out of memory?); the same command goes on with it"
+UNENDED = (JobState.NEW, JobState.INTERRUPTED)
 
 
 @dataclass(frozen=True)
@@ -86,13 +92,38 @@ def run_sweep(
 
 
 def _launch(multirun: Multirun, jobs: list[PlannedJob], reporter: Reporter) -> dict[Path, str]:
-    """Run the jobs; returns why those failed that did. Ctrl-C passes through, after a word on how to go on."""
+    """Run the jobs; returns why those failed that did. Ctrl-C passes through, after a word on how to go on.
+
+    When a worker process is killed, its pool ends the others too: jobs that had not begun are then launched again.
+    """
+    failures: dict[Path, str] = {}
+    left = list(jobs)
     try:
         with SweepWatch(jobs, multirun.jobs, reporter):
-            outcomes: list[Outcome] = multirun.launch(jobs)
+            while left:
+                owners = {job.run_dir: last_owner(job.run_dir) for job in left}
+                try:
+                    failures |= _failures(left, multirun.launch(left))
+                    break
+                except UserError:
+                    raise
+                except Exception as error:  # of the launcher: those of the jobs are in their outcomes
+                    log.debug("the launcher gave up", exc_info=error)
+                    reporter.say(_first_line(error), tag="the launcher gave up", style="red")
+                    cut = [job for job in left if last_owner(job.run_dir) not in (None, owners[job.run_dir])]
+                    failures |= {job.run_dir: CUT_SHORT for job in cut}
+                    # Only a broken pool has surely no other job under way, that could be started twice.
+                    if not cut or not isinstance(error, BrokenProcessPool):
+                        break
+                    left = [job for job in left if job not in cut and state_of(job).state in UNENDED]
     except (KeyboardInterrupt, SystemExit):
         reporter.say("what is finished stays finished; the same command goes on", tag="interrupted")
         raise
+    return failures
+
+
+def _failures(jobs: Sequence[PlannedJob], outcomes: Sequence[Outcome]) -> dict[Path, str]:
+    """Why those failed that did, which is noted in their folders as well."""
     failures = {}
     for job, outcome in zip(jobs, outcomes, strict=True):
         if outcome.code:
@@ -100,6 +131,11 @@ def _launch(multirun: Multirun, jobs: list[PlannedJob], reporter: Reporter) -> d
             if not outcome.in_use:
                 note_failure(job.run_dir, failures[job.run_dir])
     return failures
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def show_plan(
@@ -156,7 +192,7 @@ def _conclude(
     rows = {one.job.run_dir: best_of(rows_of(one.job.run_dir)) for one in good}
     best = max(good, key=lambda one: balanced(rows[one.job.run_dir]), default=None)
     row = rows[best.job.run_dir] if best else None
-    if best is not None and row is not None:
+    if best is not None and row is not None and balanced(row) > -1:  # edits have no balanced score
         reporter.say(
             f"{label(best.job, telling)}  step {row.step}  {shown_scores(row)}", tag="best balanced", style="green"
         )

@@ -18,6 +18,16 @@ from boothlab.tracking.show import value_of
 from boothlab.tracking.summary import FILE_NAME as SUMMARY
 
 POLL_S = 0.5
+#: the scores in a line of progress; a run has those of training or those of editing
+HEADLINE = (
+    ("CLIP-I", metrics.CLIP_I),
+    ("DINO", metrics.DINO),
+    ("CLIP-T", metrics.CLIP_T),
+    ("CLIP directional", metrics.EDIT_CLIP_DIRECTIONAL),
+    ("CLIP image", metrics.EDIT_CLIP_IMAGE),
+    ("PSNR to target", metrics.EDIT_PSNR_TRUTH),
+    ("happened", metrics.EDIT_HAPPENED),
+)
 
 
 def differing(jobs: Sequence[PlannedJob]) -> set[str]:
@@ -39,9 +49,10 @@ def rows_of(run_dir: Path) -> list[Row]:
 
 
 def best_of(rows: Sequence[Row]) -> Row | None:
-    """The scored checkpoint after step 0 with the best balanced score."""
+    """The scored checkpoint after step 0 with the best balanced score; of an editing run, its scores."""
     scored = [row for row in rows if row.step > 0 and value_of(row, metrics.BALANCED) is not None]
-    return max(scored, key=balanced, default=None)
+    edits = [row for row in rows if row.step > 0 and value_of(row, metrics.EDIT_CLIP_IMAGE) is not None]
+    return max(scored, key=balanced, default=edits[-1] if edits else None)
 
 
 def balanced(row: Row | None) -> float:
@@ -51,9 +62,8 @@ def balanced(row: Row | None) -> float:
 
 
 def shown_scores(row: Row | None) -> str:
-    """CLIP-I, DINO and CLIP-T of a row."""
-    keys = (("CLIP-I", metrics.CLIP_I), ("DINO", metrics.DINO), ("CLIP-T", metrics.CLIP_T))
-    found = [(name, value_of(row, key)) for name, key in keys] if row else []
+    """CLIP-I, DINO and CLIP-T of a row, or what tells edits apart."""
+    found = [(name, value_of(row, key)) for name, key in HEADLINE] if row else []
     return "  ".join(f"{name} {value:.3f}" for name, value in found if value is not None)
 
 
@@ -133,7 +143,7 @@ class SweepWatch:
     def _weigh(self, job: PlannedJob) -> None:
         """Remember the job if its best checkpoint is the best of the sweep so far."""
         row = best_of(rows_of(job.run_dir))
-        if row is not None and (self.best is None or balanced(row) > self.best[0]):
+        if balanced(row) > (self.best[0] if self.best else -1.0):
             self.best = (balanced(row), label(job, self.telling))
 
     def _headline(self) -> str:

@@ -2,17 +2,23 @@
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NoReturn
 
-from boothlab.files import write_bytes
+from boothlab.files import storage_errors, write_bytes
 
 FILE_NAME = "metrics.jsonl"
 RESERVED = frozenset({"step", "time"})
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+_LARGEST = sys.float_info.max
+"""Of a number: a longer integer is no measurement, and cannot be drawn or averaged."""
+_LARGEST_STEP = 2**53
 
 
 @dataclass(frozen=True)
@@ -61,18 +67,34 @@ def decode_number(value: Any) -> int | float:
     """The reverse of `encode_number`. Raises ValueError for anything else than a number or one of its strings."""
     if isinstance(value, str) and value in _NON_FINITE:
         return _NON_FINITE[value]
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"not a number: {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > _LARGEST:
+        raise ValueError("not a number")
     return value
 
 
 def _decode_line(line: bytes) -> Row:
-    """Raises ValueError if the line is not a whole row."""
-    record = json.loads(line)
-    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+    """Raises ValueError if the line is not a whole row as `History` writes it."""
+    record = json.loads(line.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=_without_doubles)
+    step = record.get("step") if isinstance(record, dict) else None
+    if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step <= _LARGEST_STEP:
         raise ValueError("not a row")
     scalars = {key: decode_number(value) for key, value in record.items() if key not in RESERVED}
-    return Row(record["step"], float(decode_number(record.get("time"))), scalars)
+    time_s = float(decode_number(record.get("time")))
+    if not 0 <= time_s < math.inf:
+        raise ValueError("not a time")
+    return Row(step, time_s, scalars)
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys are each there once: of two rows that were glued together neither is to be trusted."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is there twice")
+    return found
 
 
 def _scan(content: bytes) -> tuple[list[tuple[Row, bytes]], int]:
@@ -108,19 +130,19 @@ class History:
         self.path = path
         self._clock = clock
         self._elapsed = 0.0
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            self._elapsed = max((row.time for row in read_history(path).rows), default=0.0)
-        self._last_tick = clock()
-        self._file: BinaryIO | None = self._open()
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                self._elapsed = max((row.time for row in read_history(path).rows), default=0.0)
+            self._last_tick = clock()
+            self._file: FileIO | None = self._open()
 
-    def _open(self) -> BinaryIO:
-        file = self.path.open("a+b")
+    def _open(self) -> FileIO:
+        file = self.path.open("a+b", buffering=0)  # a buffer would try again, and fail again, when it is closed
         if file.tell() > 0:
             file.seek(-1, 2)
             if file.read(1) != b"\n":
                 file.write(b"\n")  # or the next row would be glued to a half line, and both would be lost
-                file.flush()
         return file
 
     def elapsed(self) -> float:
@@ -134,7 +156,7 @@ class History:
         """Append one row and flush it; returns the scalars as plain numbers.
 
         `step` counts optimizer steps and may repeat. Raises TypeError or ValueError for a step or a value that cannot
-        be stored, before anything is written, and OSError if the disk refuses.
+        be stored, before anything is written, and UserError if the disk refuses, which leaves the file as it was.
         """
         if self._file is None:
             raise ValueError(f"{self.path} is closed")
@@ -145,9 +167,20 @@ class History:
         plain = {str(key): as_scalar(key, value) for key, value in scalars.items()}
         record: dict[str, int | float | str] = {"step": step, "time": round(self.elapsed(), 4)}
         record.update({key: encode_number(value) for key, value in plain.items()})
-        self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n")
-        self._file.flush()
+        self._append(self._file, json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n")
         return plain
+
+    def _append(self, file: FileIO, line: bytes) -> None:
+        with storage_errors(self.path):
+            size = file.seek(0, 2)
+            left = line
+            try:
+                while left:  # the last page before a full disk takes a part
+                    left = left[file.write(left) :]
+            except OSError:
+                with suppress(OSError):
+                    file.truncate(size)
+                raise
 
     def truncate_after(self, step: int) -> int:
         """Drop the rows of later steps, and unreadable lines, as a run that resumes at `step` needs. Atomic.

@@ -11,7 +11,7 @@ from pathlib import Path
 import filelock
 
 from boothlab.errors import UserError
-from boothlab.files import read_json, shown, write_json
+from boothlab.files import read_json, remove_leftovers_below, shown, storage_errors, write_json
 
 FOLDER = ".locks"
 #: whoever looks at a lock holds it for a moment, and a sweep looks at all its jobs' twice a second
@@ -48,6 +48,11 @@ def _read_owner(run_dir: Path) -> Owner:
         return Owner(0, "an unknown host", "an unknown time")
 
 
+def last_owner(run_dir: Path) -> Owner | None:
+    """Who works in a run folder now, or was killed in it; None after an owner that left by itself."""
+    return _read_owner(run_dir) if _files(run_dir)[1].exists() else None
+
+
 def owner_of(run_dir: Path) -> Owner | None:
     """Who works in a run folder now; None if nobody does. What a killed process left behind does not count."""
     path = _files(run_dir)[0]
@@ -68,20 +73,25 @@ def owner_of(run_dir: Path) -> Owner | None:
 def owned(run_dir: Path) -> Iterator[None]:
     """Work in a run folder alone. Raises RunInUseError, naming the owner, if another process already does.
 
-    The operating system drops the lock with the process, however that ends.
+    The operating system drops the lock with the process, however that ends. Half-written temporary files that an
+    earlier owner left when it was killed are removed.
     """
     path, owner = _files(run_dir)
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path, timeout=PATIENCE_S)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(poll_interval=0.01)
     except filelock.Timeout as error:
         raise RunInUseError(
             f"{shown(run_dir)} is in use by {_read_owner(run_dir)}; wait for it, or stop it first"
         ) from error
+    except OSError:
+        with storage_errors(path):
+            raise
     try:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         write_json(owner, asdict(Owner(os.getpid(), socket.gethostname(), now)))
+        remove_leftovers_below(run_dir)
         yield
     finally:
         owner.unlink(missing_ok=True)

@@ -3,18 +3,18 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from enum import Enum, StrEnum
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 import boothlab
 from boothlab.errors import UserError
-from boothlab.files import read_json, sha256_file, write_json
+from boothlab.files import read_json, sha256_file, shown, write_json
 from boothlab.tracking.provenance import code_state, machine, numerics, package_versions
-from boothlab.tracking.redaction import redact, redact_text
+from boothlab.tracking.redaction import redact, redact_command, redact_text
 
 FILE_NAME = "manifest.json"
 FORMAT = 2
@@ -137,7 +137,7 @@ def write_manifest(
         "weights": redact(plain(weights)),
         "scored": None if scored is None else redact(plain(scored)),
         "parent": None if parent is None else redact(plain(parent)),
-        "command": _redact_command(command),
+        "command": redact_command(command),
         "working_directory": redact_text(Path.cwd().as_posix()),
         "versions": package_versions(),
         "machine": machine(device),
@@ -156,12 +156,6 @@ def _by_path(files: Mapping[str, str]) -> dict[str, str]:
     return {PurePath(path).as_posix(): digest for path, digest in files.items()}
 
 
-def _redact_command(command: Sequence[str]) -> list[str]:
-    """Redacts each argument, and the one that follows an option such as `--api-key`."""
-    options = ["", *(word.lstrip("-").replace("-", "_") if word.startswith("--") else "" for word in command)]
-    return [redact(word, option) for option, word in zip(options, command, strict=False)]
-
-
 def _earlier_attempts(run_dir: Path) -> list[dict[str, Any]]:
     try:
         earlier = read_manifest(run_dir)
@@ -171,18 +165,66 @@ def _earlier_attempts(run_dir: Path) -> list[dict[str, Any]]:
     return [*(earlier.get("earlier_attempts") or []), attempt]
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _is_table(value: Any) -> bool:
+    """Text by text: hashes by path, versions by package."""
+    return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
+
+
+def _is_files(value: Any) -> bool:
+    """A table whose keys are paths of files: none without a name of its own, which could be that of a folder."""
+    return _is_table(value) and all(
+        "\0" not in name and PurePosixPath(name).name not in ("", "..") and not name.endswith(("/", "/."))
+        for name in value
+    )
+
+
+_SHAPES: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("run", "status", "started", "finished", "config_hash", "working_directory"), _is_text),
+    "adapter_tensors": _is_text,
+    **dict.fromkeys(("format", "seed"), _is_whole),
+    **dict.fromkeys(("scored", "parent", "machine", "numerics", "git"), _is_object),
+    "weights": lambda value: _is_object(value) and all(_is_text(item) or _is_table(item) for item in value.values()),
+    **dict.fromkeys(("not_hashed", "command"), _is_list),
+    **dict.fromkeys(("inputs", "captions", "outputs"), _is_files),
+    "versions": _is_table,
+    "stream_seeds": lambda value: _is_object(value) and all(map(_is_whole, value.values())),
+    "earlier_attempts": lambda value: isinstance(value, list) and all(map(_is_object, value)),
+}
+"""What each section of a manifest is, if it is there. A file that was changed is refused here and nowhere else."""
+
+
 def read_manifest(run_dir: Path) -> dict[str, Any]:
-    """The manifest of a run folder. Raises UserError if it is missing, no manifest, or of a later format."""
+    """The manifest of a run folder. Raises UserError if it is missing, no manifest, altered, or of a later format."""
     path = run_dir / FILE_NAME
     if not path.exists():
-        raise UserError(f"{run_dir} is not a run folder: it has no {FILE_NAME}")
+        raise UserError(f"{shown(run_dir)} is not a run folder: it has no {FILE_NAME}")
     manifest = read_json(path)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("config"), dict):
-        raise UserError(f"{path} is not a manifest of boothlab: it has no config")
+        raise UserError(f"{shown(path)} is not a manifest of boothlab: it has no config")
+    for key, is_right in _SHAPES.items():
+        if manifest.get(key) is not None and not is_right(manifest[key]):
+            raise UserError(f'{shown(path)}: its "{key}" is not what boothlab writes; put the original back')
     written_as = manifest.get("format")
     if isinstance(written_as, int) and written_as > FORMAT:
         raise UserError(
-            f"{path} has format {written_as}, and boothlab {boothlab.__version__} reads up to {FORMAT}; update boothlab"
+            f"{shown(path)} has format {written_as}, and boothlab {boothlab.__version__} reads up to {FORMAT}; "
+            "update boothlab"
         )
     return manifest
 
@@ -204,14 +246,16 @@ def tensors_digest(path: Path) -> str:
         length = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + length])
         header.pop("__metadata__", None)
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path} is not a safetensors file ({error}); put the original back") from error
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"{shown(path)} is not a safetensors file ({error}); put the original back") from error
     layout = json.dumps(header, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(layout.encode() + b"\n" + content[8 + length :]).hexdigest()
 
 
-def close_manifest(run_dir: Path, status: RunStatus) -> None:
+def close_manifest(run_dir: Path, status: RunStatus, pending: Mapping[str, str] | None = None) -> None:
     """Set how and when the run ended, and for a finished one the hashes of its outputs.
+
+    `pending` has the hashes of outputs that are only written after this.
 
     Raises UserError if there is no manifest to close.
     """
@@ -219,7 +263,7 @@ def close_manifest(run_dir: Path, status: RunStatus) -> None:
     manifest["status"] = RunStatus(status).value
     manifest["finished"] = _now()
     if manifest["status"] == RunStatus.FINISHED:
-        manifest["outputs"] = output_hashes(run_dir)
+        manifest["outputs"] = dict(sorted({**output_hashes(run_dir), **(pending or {})}.items()))
         with suppress(UserError, OSError):  # a scoring has none
             manifest["adapter_tensors"] = tensors_digest(run_dir / ADAPTER)
     write_json(run_dir / FILE_NAME, manifest)

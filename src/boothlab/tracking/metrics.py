@@ -57,6 +57,53 @@ SAMPLING_SECONDS = _register("eval/sampling_seconds", None, "s", "Wall time of m
 SCORING_SECONDS = _register("eval/scoring_seconds", None, "s", "Wall time of scoring the samples of one evaluation.")
 CONSTANT_IMAGES = _register("eval/constant_images", False, "images", "Samples of a single colour, such as all black.")
 
+EDIT_CLIP_DIRECTIONAL = _register(
+    "edit/clip_directional", True, "cosine", "Whether the picture moved in CLIP space as its caption did."
+)
+EDIT_CLIP_IMAGE = _register("edit/clip_image", True, "cosine", "CLIP similarity of the edited picture and its source.")
+EDIT_CLIP_T = _register("edit/clip_t", True, "cosine", "CLIP similarity of the edited picture and the target caption.")
+EDIT_CLIP_T_EDITED = _register(
+    "edit/clip_t_edited", True, "cosine", "The same of the edited area alone, everything outside the mask black."
+)
+EDIT_STRUCTURE = _register(
+    "edit/structure", False, "mean squared error", "Structure distance: self-similarity of ViT keys before and after."
+)
+EDIT_PSNR_OUTSIDE = _register("edit/psnr_outside", True, "dB", "PSNR to the source, pixels outside the mask only.")
+EDIT_SSIM_OUTSIDE = _register("edit/ssim_outside", True, "1", "SSIM to the source, pixels outside the mask only.")
+EDIT_LPIPS_OUTSIDE = _register(
+    "edit/lpips_outside", False, "distance", "Perceptual distance to the source outside the mask."
+)
+EDIT_MSE_OUTSIDE = _register(
+    "edit/mse_outside", False, "mean squared error", "Squared error to the source, pixels outside the mask only."
+)
+EDIT_PSNR_OUTSIDE_PIEBENCH = _register(
+    "edit/psnr_outside_piebench", True, "dB", "PSNR as PIE-Bench has it: the edited area black, the whole frame counts."
+)
+EDIT_SSIM_OUTSIDE_PIEBENCH = _register(
+    "edit/ssim_outside_piebench", True, "1", "SSIM as PIE-Bench has it: the edited area black, the whole frame counts."
+)
+EDIT_LPIPS_OUTSIDE_PIEBENCH = _register(
+    "edit/lpips_outside_piebench", False, "distance", "Perceptual distance with the edited area black, whole frame."
+)
+EDIT_MSE_OUTSIDE_PIEBENCH = _register(
+    "edit/mse_outside_piebench", False, "mean squared error", "Squared error with the edited area black, whole frame."
+)
+EDIT_PSNR_INSIDE = _register("edit/psnr_inside", None, "dB", "PSNR to the source, pixels inside the mask only.")
+EDIT_SSIM_INSIDE = _register("edit/ssim_inside", None, "1", "SSIM to the source, pixels inside the mask only.")
+EDIT_LPIPS_INSIDE = _register(
+    "edit/lpips_inside", None, "distance", "Perceptual distance to the source inside the mask."
+)
+EDIT_MSE_INSIDE = _register(
+    "edit/mse_inside", None, "mean squared error", "Squared error to the source, pixels inside the mask only."
+)
+EDIT_L1_TRUTH = _register("edit/l1_truth", False, "mean absolute error", "Absolute error to the known target.")
+EDIT_L2_TRUTH = _register("edit/l2_truth", False, "mean squared error", "Squared error to the known target.")
+EDIT_PSNR_TRUTH = _register("edit/psnr_truth", True, "dB", "PSNR to the known target.")
+EDIT_CLIP_I_TRUTH = _register("edit/clip_i_truth", True, "cosine", "CLIP image similarity to the known target.")
+EDIT_DINO_TRUTH = _register("edit/dino_truth", True, "cosine", "DINO image similarity to the known target.")
+EDIT_HAPPENED = _register("edit/happened", True, "share", "Edits whose changed fact a reader finds in the picture.")
+EDIT_EFFECTIVE_STEPS = _register("edit/effective_steps", None, "steps", "Denoising steps that an edit really took.")
+
 
 def variant(key: str, name: str) -> str:
     """The key of a registered metric measured another way (an encoder, a subset): `eval/clip_i/dollhouse`.

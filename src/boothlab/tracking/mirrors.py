@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-from boothlab.files import write_text
+from boothlab.files import csv_cell, write_text
 from boothlab.tracking.history import encode_number, read_history
 
 
@@ -72,7 +72,7 @@ class CsvMirror:
         keys = list(dict.fromkeys(key for row in rows for key in row.scalars))
         buffer = io.StringIO(newline="")
         writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(["step", "time", *keys])
+        writer.writerow(["step", "time", *map(csv_cell, keys)])
         for row in rows:
             cells = [encode_number(row.scalars[key]) if key in row.scalars else "" for key in keys]
             writer.writerow([row.step, row.time, *cells])

@@ -8,11 +8,13 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from boothlab.files import json_bytes, sha256_bytes, write_json
 from boothlab.tracking import history, manifest
 from boothlab.tracking.history import History
 from boothlab.tracking.manifest import RunStatus, close_manifest
 from boothlab.tracking.mirrors import CsvMirror, Mirror, MirrorKind, TensorBoardMirror
-from boothlab.tracking.summary import write_summary
+from boothlab.tracking.summary import FILE_NAME as SUMMARY
+from boothlab.tracking.summary import make_summary
 from boothlab.tracking.wandb import WandbMirror, WandbOptions, check_mode
 
 log = logging.getLogger(__name__)
@@ -97,7 +99,7 @@ class Tracker:
     def log(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Scalars at one optimizer step: Python, NumPy or one-element torch numbers.
 
-        Raises TypeError or ValueError for a step or a value that is no number, OSError if the disk refuses.
+        Raises TypeError or ValueError for a step or a value that is no number, UserError if the disk refuses.
         """
         if self._history is None:
             raise ValueError("the tracker is not open: use it in a `with` statement")
@@ -136,10 +138,15 @@ class Tracker:
         try:
             if self._history is not None:
                 self._history.close()
-            summary = write_summary(self.run_dir, status, error=error, **self._notes)
-            self._each("summarize", _best_for_mirrors(summary["best"]))
+            summary = make_summary(self.run_dir, status, error=error, **self._notes)
+            finished = status is RunStatus.FINISHED
+            if not finished:
+                write_json(self.run_dir / SUMMARY, summary)
             if (self.run_dir / manifest.FILE_NAME).exists():
-                close_manifest(self.run_dir, status)
+                close_manifest(self.run_dir, status, {SUMMARY: sha256_bytes(json_bytes(summary))})
+            if finished:  # last of all: who reads it never comes back to close the manifest
+                write_json(self.run_dir / SUMMARY, summary)
+            self._each("summarize", _best_for_mirrors(summary["best"]))
         finally:
             self._each("finish", EXIT_CODES[status])
 

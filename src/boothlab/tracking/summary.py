@@ -86,7 +86,7 @@ def timing_values(rows: list[Row]) -> dict[str, float]:
     return timings
 
 
-def write_summary(
+def make_summary(
     run_dir: Path,
     status: RunStatus,
     *,
@@ -96,7 +96,7 @@ def write_summary(
     timings: Mapping[str, Any] | None = None,
     counts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write summary.json from metrics.jsonl and return what was written.
+    """What summary.json is to say, from metrics.jsonl.
 
     What is passed in is added to what the history shows and wins over it. Timings are in seconds. In the file
     NaN and infinities are the strings "nan", "inf" and "-inf". A run without a metrics.jsonl gets a summary too.
@@ -119,5 +119,12 @@ def write_summary(
             **(counts or {}),
         },
     }
-    write_json(run_dir / FILE_NAME, plain(summary))
+    made: dict[str, Any] = plain(summary)
+    return made
+
+
+def write_summary(run_dir: Path, status: RunStatus, **notes: Any) -> dict[str, Any]:
+    """Write summary.json as `make_summary` makes it; returns what was written."""
+    summary = make_summary(run_dir, status, **notes)
+    write_json(run_dir / FILE_NAME, summary)
     return summary
