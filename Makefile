@@ -15,11 +15,14 @@ study: $(VENV)/.installed ## the six tables of the published study on the miniat
 	for sweep in $(STUDY); do $(BIN)/boothlab sweep $$sweep --no-report hydra/launcher=boothlab_joblib || exit $$?; done
 	$(BIN)/boothlab report outputs/study
 
+# Two processes of one thread each: two threads in each of them would wait for one another on two cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: $(VENV)/.installed-dev ## all tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(VENV)/.installed-dev ## all tests: clusters, agents, kills and big pages as well
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 golden: $(VENV)/.installed-dev ## the golden runs of tests/golden anew, after a change that is to move them; says what moved
 	$(BIN)/python tests/golden_runs.py

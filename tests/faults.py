@@ -395,7 +395,7 @@ FAULTS = (
     Fault("SIGINT (Ctrl-C)", tuple(PLACES), signalled(signal.SIGINT)),
     Fault("SIGKILL (kill -9)", tuple(PLACES), signalled(signal.SIGKILL)),
     Fault("disk full", ("start", "checkpoint", "metrics.jsonl", "a file may not grow"), full_disk, ("checkpoint",)),
-    Fault("outputs read-only", ("first start", "when going on"), read_only, ("first start",)),
+    Fault("outputs read-only", ("first start", "when going on"), read_only),
     Fault(
         "cache cannot be written",
         ("a file in its place", "read-only", "full"),

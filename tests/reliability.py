@@ -9,6 +9,7 @@ import argparse
 import os
 import platform
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -83,12 +84,15 @@ def try_everything(folder: Path, kills: int, seed: int, deadline: float, only: s
             return Tried(FAULTS[index].title, case, left_out="the time was over")
         return try_fault(FAULTS[index].title, case, lambda: FAULTS[index].run(bench, case))
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    wanted = [(index, case) for index, fault in enumerate(FAULTS) for case in fault.cases]
+    wanted = [(index, case) for index, case in wanted if re.search(only, f"{FAULTS[index].title}: {case}")]
+    pool = ThreadPoolExecutor(AT_ONCE)
+    try:
         first = [pool.submit(try_kills, folder / "kills", pipeline, kills, seed, deadline)] if kills else []
-        wanted = [(index, case) for index, fault in enumerate(FAULTS) for case in fault.cases]
-        wanted = [(index, case) for index, case in wanted if re.search(only, f"{FAULTS[index].title}: {case}")]
         others = [pool.submit(attempt, index, case) for index, case in wanted]
         return [*(one for future in first for one in future.result()), *(future.result() for future in others)]
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C, say, those that have begun clean up and no other begins
 
 
 def table(tried: Sequence[Tried]) -> str:
@@ -112,7 +116,7 @@ def device() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists() and (match := re.search(r"model name\s*: (.+)", cpuinfo.read_text(encoding="utf-8"))):
         processor = match[1].strip()
-    system = f"{platform.system()} {platform.release()}"
+    system = f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}"
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, boothlab {boothlab.__version__}"
     return f"{processor}, {os.cpu_count()} cores, {system}, {versions}"
 
@@ -130,8 +134,8 @@ MEANING = """\
 
 
 def page(tried: Sequence[Tried], minutes: float) -> str:
-    """docs/reliability.md."""
-    lost = [f"- {one.fault}, {one.case}: {one.lost}" for one in tried if one.lost]
+    """docs/reliability.md; paths of this machine are left out of it."""
+    lost = [f"- {one.fault}, {one.case}: {re.sub(r'(/[^/ ]+)+/', '…/', one.lost)[:300]}" for one in tried if one.lost]
     left_out = [f"- {one.fault}, {one.case}: {one.left_out}" for one in tried if one.left_out]
     parts = [
         "# Reliability: faults, put in for real",
@@ -174,6 +178,7 @@ def main() -> int:
     )
     parser.add_argument("--write", type=Path, help="a page with the table, such as docs/reliability.md")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of `finally`, where small disks are unmounted
     started = time.monotonic()
     deadline = started + 60 * arguments.minutes
     with workplace(arguments.folder) as folder:

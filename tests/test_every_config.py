@@ -7,19 +7,23 @@ from typing import Any
 import pytest
 import yaml
 
-from boothlab import config
+from boothlab import config, config_edit
 from boothlab.compose.field_docs import field_docs, section_type, sections, walk
 from boothlab.compose.naming import identity, run_name
 from boothlab.compose.run import compose, group_options
 from boothlab.compose.schemas import SCHEMAS, conf_dir
 from boothlab.compose.typed import from_resolved, leaves, load
 from boothlab.config import NOT_HASHED, BackboneConfig, SampleConfig, ScoreConfig, SearchConfig, TrainConfig
+from boothlab.config_edit import AdapterConfig, EditConfig
 from boothlab.errors import UserError
 
 CONF = conf_dir()
 OPTIONS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml"))
-DATACLASSES = [one for one in vars(config).values() if isinstance(one, type) and dataclasses.is_dataclass(one)]
+EVERYTHING = {**vars(config), **vars(config_edit)}
+DATACLASSES = [one for one in EVERYTHING.values() if isinstance(one, type) and dataclasses.is_dataclass(one)]
 NEEDED = {"folder": ["subject.images=photos", "subject.class_noun=dog"]}
+#: the groups of `boothlab edit`, and what it needs; the others are those of `boothlab train`
+EDITING, TO_EDIT = ("editors",), ["method=sdedit", "data.images=photos"]
 
 MINIMAL: dict[str, Any] = {
     "seed": 7,
@@ -31,24 +35,32 @@ MINIMAL: dict[str, Any] = {
     "evaluation": {"prompts": ["a {token} {class} on the beach"]},
 }
 MINIMAL_SCORING: dict[str, Any] = {"seed": 7, "name": "golden", "run": "outputs/train/RUN", "unet_scale": 0.5}
-HASHED = (TrainConfig, ScoreConfig)
+MINIMAL_EDIT: dict[str, Any] = {
+    "seed": 7,
+    "name": "golden",
+    "method": "sdedit",
+    "backbone": MINIMAL["backbone"],
+    "encoders": MINIMAL["encoders"],
+}
+HASHED = (TrainConfig, ScoreConfig, EditConfig)
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_of_every_group_composes_to_a_valid_config(group: str, option: str) -> None:
-    typed, resolved = load(compose("train", [f"{group}={option}", *NEEDED.get(option, [])]), TrainConfig)
-    assert isinstance(typed, TrainConfig)
+    command, needed = ("edit", TO_EDIT) if group in EDITING else ("train", NEEDED.get(option, []))
+    typed, resolved = load(compose(command, [f"{group}={option}", *needed]), SCHEMAS[command])
+    assert isinstance(typed, SCHEMAS[command])
     written = yaml.safe_load((CONF / group / f"{option}.yaml").read_text(encoding="utf-8"))
     written.pop("defaults", None)
-    tree = dict(leaves(resolved if group == "recipe" else resolved[group]))
+    tree = dict(leaves(resolved if group in ("recipe", *EDITING) else resolved[group]))
     for key, value in leaves(written):
-        if value != "???":
+        if value != "???" and key != "data.images":
             assert tree[key] == (float(value) if isinstance(tree[key], float) else value), key
 
 
 def test_every_primary_config_has_a_schema_and_every_group_is_offered() -> None:
     assert {path.stem for path in CONF.glob("*.yaml")} == set(SCHEMAS)
-    offered = group_options("train")
+    offered = group_options("train") | group_options("edit")
     assert sorted((group, option) for group, options in offered.items() for option in options) == OPTIONS
 
 
@@ -90,7 +102,7 @@ def test_every_field_of_every_dataclass_has_a_doc(schema: type) -> None:
 def test_every_dataclass_is_reached_from_a_command() -> None:
     schemas = [*SCHEMAS.values(), SearchConfig]  # the last is of `boothlab sweep NAME search=…`
     used = {dataclass for schema in schemas for dataclass in [schema, *_below(schema)]}
-    assert used == set(DATACLASSES)
+    assert used | {AdapterConfig} == set(DATACLASSES)  # a list of those is no section
     assert list(sections(SampleConfig)) == ["", "sampler", "backbone"]
 
 
@@ -110,9 +122,13 @@ def test_the_hash_is_golden() -> None:
     assert run_name(resolved) == "golden-ec471991-s7"
     _, resolved = from_resolved(MINIMAL_SCORING, ScoreConfig)
     assert run_name(resolved) == "golden-d5bc30c1-s7"
+    _, resolved = from_resolved(MINIMAL_EDIT, EditConfig)
+    assert run_name(resolved) == "golden-5549f0a4-s7"
 
 
-@pytest.mark.parametrize(("minimal", "schema"), [(MINIMAL, TrainConfig), (MINIMAL_SCORING, ScoreConfig)])
+@pytest.mark.parametrize(
+    ("minimal", "schema"), [(MINIMAL, TrainConfig), (MINIMAL_SCORING, ScoreConfig), (MINIMAL_EDIT, EditConfig)]
+)
 def test_the_hash_sees_every_key_that_can_change_a_result_and_no_other(minimal: dict[str, Any], schema: type) -> None:
     _, resolved = from_resolved(minimal, schema)
     before = identity(resolved)[0]

@@ -226,6 +226,8 @@ WORDS = st.one_of(
 @example(["optim.lr=inf"])
 @example(["evaluation.seeds=[100000000000000000000]"])
 @example(["subject.token='a\\${seed}'"])
+@example(["backbone=[False]"])
+@example(["lora.rank=\n"])
 def test_configs(words: list[str]) -> None:
     """Command lines: composed and checked, or one line. What passes reads back from a manifest as it was."""
     found = only_user_errors(lambda: load(compose("train", words), SCHEMAS["train"]))

@@ -32,7 +32,7 @@ def folder() -> Iterator[Path]:
 
 
 def write(path: Path, rows: list[tuple[int, dict[str, Any]]]) -> None:
-    history = History(path)
+    history = History(path, clock=lambda: 0.0)  # digits of the time would move what is cut off at a place drawn before
     for step, scalars in rows:
         history.log(step, scalars)
     history.close()

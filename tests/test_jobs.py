@@ -27,6 +27,21 @@ SEEDS = ["0", "1", "2"]
 RANKS = {"dollhouse": ["1", "4", "16"], "sd15": ["4", "16", "64"]}
 SWITCH = ["False", "True"]  # as Hydra writes false,true
 
+METHODS = [
+    "copy",
+    "regenerate",
+    "sdedit",
+    "controlnet_canny",
+    "controlnet_depth",
+    "controlnet",
+    "t2i_adapter_canny",
+    "t2i_adapter_depth",
+    "instruct_pix2pix",
+    "inpaint",
+    "ddim_inversion",
+]
+EDITS = ("control_scale", "edit_methods", "instruct_guidance", "one_change_at_a_time", "sdedit_strength")
+
 #: jobs and varied values of each sweep, on the miniature and on a real backbone
 PLANS: dict[str, dict[str, dict[str, list[str]]]] = {
     "captions": {size: {"seed": SEEDS, "subject.captions": SWITCH} for size in RANKS},
@@ -42,7 +57,26 @@ PLANS: dict[str, dict[str, dict[str, list[str]]]] = {
             "prior.class_prompt": ["'a photo of a robot'", "'a photo of one whole robot'"],
         },
     },
+    "control_scale": {
+        size: {
+            "method": ["controlnet_canny", "controlnet_depth"],
+            "control_scale": ["0.25", "0.5", "0.75", "1.0", "1.5"],
+        }
+        for size in RANKS
+    },
+    "edit_methods": {size: {"method": METHODS} for size in RANKS},
     "guidance": {size: {"guidance_scale": ["1", "2", "4", "8"]} for size in RANKS},
+    "instruct_guidance": {
+        size: {"image_guidance_scale": ["1.0", "1.2", "1.4", "1.6", "1.8", "2.0", "2.2"]} for size in RANKS
+    },
+    "one_change_at_a_time": {
+        size: {
+            "method": ["sdedit", "instruct_pix2pix"],
+            "data.edits": ["[at_dusk,at_night]", "[lamp_on]", "[carpet_red]"],
+        }
+        for size in RANKS
+    },
+    "sdedit_strength": {size: {"strength": [f"0.{tenths}" for tenths in range(2, 10)]} for size in RANKS},
     "learning_rate": {
         "dollhouse": {"seed": SEEDS, "optim.lr": ["3e-05", "0.0001", "0.0003", "0.001"]},
         "sd15": {"seed": SEEDS, "optim.lr": ["1e-06", "1e-05", "0.0001", "0.001"]},
@@ -93,14 +127,20 @@ def plan(*argv: str, config_name: str = "train", search_in: Path | None = None) 
 @functools.cache
 def plan_sweep(name: str, *argv: str) -> Multirun:
     """The jobs of a sweep that ships with the package."""
-    primary = "score" if name in SCORINGS else "train"
-    return plan("--config-name", name, *argv, config_name=primary, search_in=sweeps_dir())
+    return plan("--config-name", name, *argv, config_name=primary(name), search_in=sweeps_dir())
+
+
+def primary(name: str) -> str:
+    """The command that a sweep's jobs are of."""
+    return "score" if name in SCORINGS else "edit" if name in EDITS else "train"
 
 
 def plan_size(name: str, size: str) -> Multirun:
     """The same on a backbone; a scoring has it in the training it begins with."""
     if size == "dollhouse":
         return plan_sweep(name)
+    if name in EDITS:
+        return plan_sweep(name, "backbone=sd15", "data.images=photos")
     return plan_sweep(name, "train=['backbone=sd15']" if name in SCORINGS else "backbone=sd15")
 
 
@@ -140,9 +180,9 @@ def test_a_sweep_has_the_jobs_that_its_values_make(name: str, size: str) -> None
         count *= len(values)
     assert len(multirun.jobs) == len(settled(multirun)) == count
     assert multirun.launcher == "BasicLauncher"
-    schema = SCHEMAS["score" if name in SCORINGS else "train"]
+    schema = SCHEMAS[primary(name)]
     assert [job.mistake for job in check_jobs(multirun.jobs, schema)] == [None] * count
-    experiment = name if name in (*SCORINGS, "steps") else "study"
+    experiment = name if name in (*SCORINGS, *EDITS, "steps") else "study"
     assert multirun.folder == Path("outputs") / experiment
     assert {job.run_dir.parent for job in multirun.jobs} == {multirun.folder}
 

@@ -556,7 +556,7 @@ def test_a_manifest_of_another_version_is_run_with_a_warning(
     ("change", "said"),
     [
         (lambda m: m.update(format=99), "has format 99"),
-        (lambda m: m.update(config={"images": []}), "neither a training nor a scoring"),
+        (lambda m: m.update(config={"images": []}), "no training, editing run or scoring"),
         (lambda m: m["config"]["optim"].update(momentum=0.9), "whose config does not fit this one: there is no key"),
     ],
 )

@@ -526,9 +526,9 @@ def test_sweeps_are_listed_with_what_they_ask(mine: Path, capsys: pytest.Capture
     (mine.parent / "seeds.yaml").write_text("# My own seeds?\n" + MINE, encoding="utf-8")
     assert main(["sweep", "--help"]) == 0
     page = capsys.readouterr().out
-    assert "  mine                Does the rank matter?\n" in page
-    assert "  lora_rank           Does a bigger adapter come closer to the subject" in page
-    assert "  seeds               My own seeds?\n" in page  # one's own comes before the one that ships
+    assert "  mine                  Does the rank matter?\n" in page
+    assert "  lora_rank             Does a bigger adapter come closer to the subject" in page
+    assert "  seeds                 My own seeds?\n" in page  # one's own comes before the one that ships
     assert main(["sweep"]) == 2
     capsys.readouterr()
     assert main(["sweep", "mine", "--help"]) == 0
@@ -541,7 +541,7 @@ def test_sweeps_are_listed_with_what_they_ask(mine: Path, capsys: pytest.Capture
         (["minne"], "there is no sweep 'minne'; there are "),
         (["bad"], "sweeps/bad.yaml: is not a sweep; it needs `defaults: [train, _self_]`"),
         (["none"], "sweeps/none.yaml: is not a sweep; it needs `defaults: [train, _self_]`"),
-        (["other"], "sweeps/other.yaml: its defaults name none of train, score; begin them with `- train`"),
+        (["other"], "sweeps/other.yaml: its defaults name none of train, score, edit; begin them with `- train`"),
         (["mine", "lora.rnak=3"], "there is no key lora.rnak; did you mean lora.rank?"),
     ],
 )

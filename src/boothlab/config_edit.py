@@ -134,7 +134,7 @@ class EditConfig(Checked):
     #: how the images are edited
     method: Method = MISSING
     #: noise that is put on the source, 0 to 1 (sdedit, inpaint, ddim_inversion); the later of `steps` are run
-    strength: float = 0.6
+    strength: float = 0.7
     #: sampler steps
     steps: int = 30
     #: classifier-free guidance by the text

@@ -80,7 +80,8 @@ def _unreadable(override: str) -> UserError:
     key, equals, value = override.partition("=")
     if not equals or not re.fullmatch(r"[+~]*[\w./@]+", key):
         return UserError(f"cannot read {override!r}: write key=value, as in seed=1")
-    hint = f"put a value with special characters in quotes, as in '{key}=\"{value.strip(chr(34))}\"'"
+    quoted = shown(value.strip(chr(34)))
+    hint = f"put a value with special characters in quotes, as in '{key}=\"{quoted}\"'"
     return UserError(f"cannot read {override!r}: {hint}")
 
 

@@ -101,6 +101,18 @@ def mistakes_explained(schema: type) -> Iterator[None]:
         raise
     except BAD_INPUT as error:
         raise explain(error, schema) from error
+    except TypeError as error:
+        if not _raised_in_hydra(error):
+            raise
+        # A list where a group's option belongs, as in backbone=[false].
+        raise UserError("a config group takes the name of an option, as in backbone=dollhouse") from error
+
+
+def _raised_in_hydra(error: BaseException) -> bool:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and "hydra" in Path(trace.tb_frame.f_code.co_filename).parts
 
 
 class _Parser(argparse.ArgumentParser):

@@ -62,9 +62,16 @@ def load_depth_estimator(location: str | Path, revision: str | None, device: tor
     from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
     with quiet_libraries():
-        processor = AutoImageProcessor.from_pretrained(location, revision=revision, backend="pil")
+        processor = AutoImageProcessor.from_pretrained(
+            location, revision=revision, backend="pil", trust_remote_code=False
+        )
         model, report = AutoModelForDepthEstimation.from_pretrained(
-            location, revision=revision, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            location,
+            revision=revision,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+            trust_remote_code=False,
         )
     if wrong := sorted(map(str, report["missing_keys"])):
         raise ValueError(f"{len(wrong)} weights are missing, first {wrong[0]}; it is another kind of model")
