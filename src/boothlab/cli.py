@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from boothlab import __version__
 from boothlab.errors import RunFailedError, UserError, is_out_of_memory, one_line
@@ -27,6 +28,7 @@ COMMANDS = {
 
 #: the exit code of a process that was told to end, as a shell shows it: 128 + SIGTERM
 TERMINATED = 143
+INTERRUPTED = 130
 
 
 def help_text() -> str:
@@ -55,9 +57,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a character the terminal lacks is no reason to stop
+    told: list[int] = []
     try:
-        with _told_to_end():
-            return _dispatch(arguments)
+        with _signals_noted(told):
+            code = _answer(arguments)
+    except Exception:
+        if not told:
+            raise
+        code = 1
+    # An import cut in two by a signal can end in any error; what the user wanted is what is said.
+    return _interrupted(told[0]) if told and code in (1, 2) else code
+
+
+def _answer(arguments: list[str]) -> int:
+    """The command's exit code, with what a user can do something about in one line."""
+    try:
+        return _dispatch(arguments)
     except UserError as error:
         return _say(error, 2)
     except RunFailedError as error:
@@ -67,34 +82,45 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _say(f"out of memory ({error or type(error).__name__}); free some, or ask for less at a time", 1)
     except KeyboardInterrupt:
-        print("boothlab: interrupted", file=sys.stderr)
-        return 130
+        return _interrupted(signal.SIGINT)
     except SystemExit as stop:
         if stop.code == TERMINATED:
-            print("boothlab: terminated", file=sys.stderr)
+            _interrupted(signal.SIGTERM)
         raise
     except BrokenPipeError:  # the reader of our output has gone, as in `boothlab train --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
 
 
+def _interrupted(number: int) -> int:
+    """Say how a signal ended the command; its exit code."""
+    print(f"boothlab: {'terminated' if number == signal.SIGTERM else 'interrupted'}", file=sys.stderr)
+    return TERMINATED if number == signal.SIGTERM else INTERRUPTED
+
+
 @contextmanager
-def _told_to_end() -> Iterator[None]:
-    """End by SystemExit on SIGTERM in this block, so that what must be closed is, unless the caller handles it."""
-    mine = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+def _signals_noted(told: list[int]) -> Iterator[None]:
+    """Note Ctrl-C and SIGTERM in `told` and end by KeyboardInterrupt and SystemExit, so that what must be closed is."""
+    main_thread = threading.current_thread() is threading.main_thread()
+    usual: dict[int, Any] = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    mine = [number for number, handler in usual.items() if main_thread and signal.getsignal(number) is handler]
 
     def end(number: int, frame: FrameType | None) -> None:
         # During training Lightning's handler calls this one, and then stops between two steps: leave it to that one.
-        if signal.getsignal(signal.SIGTERM) is end:
+        if number == signal.SIGTERM and signal.getsignal(number) is not end:
+            return
+        told.append(number)
+        if number == signal.SIGTERM:
             raise SystemExit(TERMINATED)
+        raise KeyboardInterrupt
 
-    if mine:
-        signal.signal(signal.SIGTERM, end)
+    for number in mine:
+        signal.signal(number, end)
     try:
         yield
     finally:
-        if mine:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in mine:
+            signal.signal(number, usual[number])
 
 
 def _dispatch(arguments: list[str]) -> int:

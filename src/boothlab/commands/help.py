@@ -73,7 +73,12 @@ def _blocks(page: HelpPage, groups: dict[str, list[str]], defaults: Any) -> Iter
     for section, doc in sections(schema).items():
         yield f"\n[bold]{section or page.config_name}[/]: {escape(doc)}"
         rows = [info for info in fields if info.section == section]
-        yield _table((f"{info.key}={_shown(info, defaults)}", f"{info.doc} ({info.expects})") for info in rows)
+        yield _table((f"{info.key}={_shown(info, defaults)}", f"{info.doc} ({_expects(info)})") for info in rows)
+
+
+def _expects(info: FieldInfo) -> str:
+    """What it takes; a long choice gets spaces, at which its line can be broken."""
+    return info.expects if len(info.expects) <= _LONGEST else info.expects.replace("|", " | ")
 
 
 def _table(rows: Iterable[tuple[str, str]]) -> Table:

@@ -71,6 +71,8 @@ def expects(hint: Any) -> str:
         return f"{{name: {expects(typing.get_args(hint)[1]).replace('|', ' or ')}}}"
     if isinstance(hint, type) and issubclass(hint, Enum):
         return "|".join(member.name for member in hint)
+    if section_type(hint) is not None:
+        return f"{{{', '.join(one.name for one in fields(hint))}}}"
     return _PLAIN_NAMES.get(hint, getattr(hint, "__name__", str(hint)))
 
 
