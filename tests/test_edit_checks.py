@@ -167,11 +167,6 @@ def test_the_smallest_strength_runs_a_step_and_less_runs_none() -> None:
             "the mask is empty (nothing is white), so nothing may change; draw it, or copy",
         ),
         (
-            "inpaint",
-            {"mask": mask((0, 0, 16, 24))},
-            "the mask is full (all is white), so nothing is kept; use method=sdedit",
-        ),
-        (
             "controlnet",
             {"controls": {"canny": Image.new("L", (16, 24)), "depth": Image.new("L", (32, 32))}},
             "the depth map is 32×32 and the image 16×24; they must be of one size",
@@ -180,6 +175,10 @@ def test_the_smallest_strength_runs_a_step_and_less_runs_none() -> None:
 )
 def test_bad_pictures(method: str, changes: dict[str, Any], message: str) -> None:
     assert refusal(method, asked(**changes)) == f"room_01 at_night: {message}"
+
+
+def test_a_full_mask_passes_since_light_falls_on_everything() -> None:
+    check(EditMethod.inpaint, [asked(mask=mask((0, 0, 16, 24)))], SETTINGS)
 
 
 def test_an_input_without_a_name_is_counted() -> None:

@@ -222,6 +222,12 @@ def close(first: EditOutput, second: EditOutput) -> bool:
     return bool(apart.max() <= 1)
 
 
+def test_a_full_mask_is_noted(parts_of: Callable[[str], EditParts]) -> None:
+    whole, part = asked(mask=Image.new("L", (32, 32), 255)), asked()
+    made = edit_batch(EditMethod.inpaint, parts_of("sd15"), [whole, part], EditSettings(steps=2))
+    assert [any("mask is full" in note for note in one.notes) for one in made] == [True, False]
+
+
 @pytest.mark.parametrize("method", some_slow("controlnet", "inpaint", slow=OTHERS))
 def test_an_image_does_not_depend_on_its_batch(method: str, parts_of: Any) -> None:
     """Also not where the sizes of a batch differ; the outputs come in the order of the inputs."""

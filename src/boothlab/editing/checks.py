@@ -136,7 +136,6 @@ def _check_mask(where: str, method: EditMethod, one: EditInput, parts: EditParts
     _refuse(
         not open_HW.any(), f"{where}: the mask is empty (nothing is white), so nothing may change; draw it, or copy"
     )
-    _refuse(bool(open_HW.all()), f"{where}: the mask is full (all is white), so nothing is kept; use method=sdedit")
     if parts is not None:
         factor = parts.vae_factor
         _refuse(  # diffusers looks at one pixel of each latent's

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from diffusers import MultiAdapter
 from PIL import Image
 from torch import Tensor
@@ -139,7 +140,10 @@ def instruct_pix2pix(parts: EditParts, batch: Batch, settings: EditSettings) -> 
 
 
 def inpaint(parts: EditParts, batch: Batch, settings: EditSettings) -> Drawn:
-    """What the mask shows, by the target caption; without an inpainting model, the rest is put back after each step."""
+    """What the mask shows, by the target caption; without an inpainting model, the rest is put back after each step.
+
+    A full mask is let pass, and noted: an edit of the light has no background, and belongs among the others.
+    """
     unet = parts.inpainting_unet()
     models = {"unet": four_channels(parts.backbone) if unet is None else unet}
     arguments: dict[str, Any] = {"image": _images(batch), "mask_image": [one.mask for one in batch]}
@@ -213,8 +217,15 @@ def _output(
     models = ("instruct_pix2pix",) if method is EditMethod.instruct_pix2pix else ("inpaint",)
     if method in (EditMethod.instruct_pix2pix, EditMethod.inpaint):
         notes += [note for note in parts.notes if note.startswith(models)]
+    if method is EditMethod.inpaint and _mask_is_full(one.asked):
+        notes.append("the mask is full (all is white), so nothing is kept")
     steps = steps_run(method, settings)
     return EditOutput(one.cropped(drawn.images[row]), source, one.shown, steps, tuple(notes))
+
+
+def _mask_is_full(asked: EditInput) -> bool:
+    """Whether a mask leaves nothing of the source to be kept."""
+    return asked.mask is not None and int(np.asarray(asked.mask).min()) >= 128
 
 
 def _multiple(method: EditMethod, parts: EditParts, settings: EditSettings) -> int:

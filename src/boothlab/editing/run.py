@@ -95,9 +95,11 @@ class EditRun:
         self.tracker.note("counts", {"images": len(rows), "edits": summary.edits, "sources": summary.images})
         self.reporter.say(f"{method}: {len(rows)} images   {line}")
         notes = [note for row in rows for note in (*row.drawn.item.task.notes, *row.drawn.notes)]
-        told = list(dict.fromkeys([*self.canvas.parts.notes, *notes]))
-        for note in told[:MOST_NOTES]:
+        for note in self.canvas.parts.notes:
             self.reporter.warn(note)
+        told = list(dict.fromkeys(notes))
+        for note in told[:MOST_NOTES]:
+            self.reporter.say(note)
         if len(told) > MOST_NOTES:
             self.reporter.say(f"and {len(told) - MOST_NOTES} more notes, in samples/step_000001/metrics.json")
         missing: dict[tuple[str, int], list[str]] = {}
