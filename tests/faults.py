@@ -98,7 +98,7 @@ def full_disk(bench: Bench, name: str, case: str) -> None:
         where = "the run folder" if case == "start" else re.escape(str(bench.folder / name))
         ended.said(2, f"cannot write {where}.* disk is full.*; free some space")
         if case == "checkpoint":
-            _is_a_part_of(bench.run_dir(name), straight)
+            _is_a_part_of(bench.run_dir(name), straight, has_room=False)
         (bench.folder / name / "filler").unlink(missing_ok=True)
         mounted(f"size={8 * held}")
         bench.goes_on(name, *extra)
@@ -124,12 +124,17 @@ def _rows(bench: Bench, name: str) -> int:
     return found[0].read_bytes().count(b"\n") if found else 0
 
 
-def _is_a_part_of(run_dir: Path, straight: Path) -> None:
-    """Expect that what a stopped run has is the beginning of the undisturbed one."""
+def _is_a_part_of(run_dir: Path, straight: Path, *, has_room: bool = True) -> None:
+    """Expect that what a stopped run has is the beginning of the undisturbed one.
+
+    Without room for it there need not be a summary; if there is one, it must be right.
+    """
     written, whole = Written.below(run_dir), Written.below(straight)
     expect(written.rows and written.rows == whole.rows[: len(written.rows)], "rows are gone or altered")
     Written([], {name: digest for name, digest in written.files.items() if "samples" not in name}).kept_in(whole)
-    expect(summary(run_dir)["status"] == "failed", "the summary does not say that it failed")
+    closed = (run_dir / "summary.json").is_file()
+    expect(closed or not has_room, "there is no summary")
+    expect(not closed or summary(run_dir)["status"] == "failed", "the summary does not say that it failed")
 
 
 def _limited_file(bench: Bench, name: str) -> None:
@@ -228,7 +233,6 @@ def damaged_checkpoint(bench: Bench, name: str, case: str) -> None:
 def wandb_fails(bench: Bench, name: str, case: str) -> None:
     """W&B is not there, slow, dies, refuses the key, or the account: the run is as it would be without W&B."""
     online = "tracking.wandb=online"
-    started = time.monotonic()
     with wandb_server() as server:
         url = "http://127.0.0.1:9" if case == "unreachable" else server.url
         key = "b" * 40 if case == "wrong key" else GOOD_KEY
@@ -242,8 +246,9 @@ def wandb_fails(bench: Bench, name: str, case: str) -> None:
         server.delay_s = 0.0
     expect(ended.code == 0, f"exit code {ended.code}: {ended.printed[-1500:]}")
     expect("Traceback" not in ended.printed, f"a traceback: {ended.printed[-1500:]}")
-    expect(time.monotonic() - started < 300, "it waited for W&B for minutes")
     bench.is_whole(bench.run_dir(name))
+    waited = time.time() - (bench.run_dir(name) / "summary.json").stat().st_mtime  # the run itself is over then
+    expect(waited < 240, f"it waited {waited:.0f} s for W&B")
     if case not in ("slow", "out of quota in the middle"):
         expect("wandb sync" in ended.printed, f"it does not say how to send the run later: {ended.printed[-1500:]}")
     recorded = list(bench.run_dir(name).rglob("*.wandb"))
@@ -332,7 +337,9 @@ def out_of_memory(bench: Bench, name: str, case: str) -> None:
         ended = wait(process)
     ended.said(1, "out of memory near step .*lower data.batch_size")
     run_dir = bench.run_dir(name)
-    expect(summary(run_dir)["status"] == "failed", "the summary does not say that it failed")
+    closed = (run_dir / "summary.json").is_file()
+    expect(closed or not has_room, "there is no summary")
+    expect(not closed or summary(run_dir)["status"] == "failed", "the summary does not say that it failed")
     expect("out of memory" in summary(run_dir)["error"], "the summary does not say why")
     expect((run_dir / kept).exists(), f"{kept} is gone")
     bench.goes_on(name, *extra)
@@ -357,7 +364,9 @@ def not_a_number(bench: Bench, name: str, case: str) -> None:
     ended = bench.train(name, fault=(fault, step))
     ended.said(1, rf"(the loss|the gradient norm) became nan at step {step}\b.*; lower optim.lr")
     run_dir = bench.run_dir(name)
-    expect(summary(run_dir)["status"] == "failed", "the summary does not say that it failed")
+    closed = (run_dir / "summary.json").is_file()
+    expect(closed or not has_room, "there is no summary")
+    expect(not closed or summary(run_dir)["status"] == "failed", "the summary does not say that it failed")
     steps = [row.step for row in read_history(run_dir / "metrics.jsonl").rows]
     expect(max(steps, default=0) == step - 1, f"the last row is of step {max(steps, default=0)}")
     _is_a_part_of(run_dir, bench.straight())
