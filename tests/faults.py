@@ -238,6 +238,7 @@ def wandb_fails(bench: Bench, name: str, case: str) -> None:
         key = "b" * 40 if case == "wrong key" else GOOD_KEY
         server.delay_s = {"slow": 2.0, "does not answer": 100.0}.get(case, 0.0)
         server.quota_spent = case == "out of quota"
+        server.dies_at_upload = "/store/manifest" if case == "dies while it is sent a table" else None
         words = ["train", *bench.words(name, online)]
         process = bench.start(words, environment={"WANDB_BASE_URL": url, "WANDB_API_KEY": key})
         if case in ("dies in the middle", "out of quota in the middle"):
@@ -412,7 +413,7 @@ FAULTS = (
         "W&B fails",
         (
             *("unreachable", "wrong key", "slow", "does not answer", "dies in the middle"),
-            *("out of quota", "out of quota in the middle"),
+            *("dies while it is sent a table", "out of quota", "out of quota in the middle"),
         ),
         wandb_fails,
     ),

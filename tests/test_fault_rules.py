@@ -25,6 +25,7 @@ from boothlab.tracking.history import History, read_history
 from boothlab.tracking.lock import last_owner, owned
 from boothlab.tracking.manifest import RunStatus, write_manifest
 from boothlab.tracking.run import Tracker
+from wandb_double import isolated_wandb, logged_in
 
 HEX = "0123456789abcdef"
 
@@ -243,6 +244,40 @@ def test_the_caller_s_own_handler_stays(monkeypatch: pytest.MonkeyPatch) -> None
     finally:
         signal.signal(signal.SIGTERM, before)
     assert seen[0] is signal.SIG_IGN and callable(seen[1])
+
+
+# --- W&B ----------------------------------------------------------------------------------------------------------
+
+UPLOAD = """
+import logging, sys
+from pathlib import Path
+from boothlab.tracking import wandb as mirrors, wandb_service
+logging.basicConfig(level=logging.WARNING)
+wandb_service.GRACE_S = float(sys.argv[3])
+mirror = mirrors.WandbMirror(finish_timeout=3.0)
+mirror.start(Path(sys.argv[1]), "toys", None, [], None, "online", {})
+mirror.log(1, {"train/loss": 1.0})
+mirror.log_artifact("adapter", "model", [Path(sys.argv[2])], {})
+mirror.finish(0)
+print("ended", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_while_it_is_sent_a_file_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W&B tries the upload of an artifact's manifest again for ever, whatever its finish timeout says."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "weights").write_bytes(b"x" * 1000)
+    with isolated_wandb(tmp_path / "home", monkeypatch), logged_in(monkeypatch) as server:
+        server.dies_at_upload = "/store/manifest"
+        command = [sys.executable, "-c", UPLOAD, str(tmp_path / "run"), str(tmp_path / "weights"), "2"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["ended"]), done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Send it with: wandb sync --include-online " in done.stderr
+    assert server.dead and list((tmp_path / "run").rglob("*.wandb"))
 
 
 # --- a launcher that gives up -------------------------------------------------------------------------------------

@@ -107,6 +107,8 @@ class Server(ThreadingHTTPServer):
         self.delay_s = 0.0
         #: the account's quota is used up: new runs and more rows are refused
         self.quota_spent = False
+        #: an upload to an address that begins so is the last thing that it sees
+        self.dies_at_upload: str | None = None
         self._count = 0
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         self._thread.start()
@@ -315,6 +317,10 @@ class Handler(BaseHTTPRequestHandler):
         return True
 
     def do_PUT(self) -> None:
+        if self.server.dies_at_upload and self.path.startswith(self.server.dies_at_upload):
+            threading.Thread(target=self.server.kill).start()
+            self.close_connection = True
+            return
         self.server.uploads[self.path] = self._body()  # uploads carry no key
         self._answer({})
 

@@ -22,6 +22,7 @@ from boothlab.tracking.manifest import plain
 from boothlab.tracking.metrics import REGISTRY, STEP_KEY
 from boothlab.tracking.provenance import code_state
 from boothlab.tracking.redaction import redact, redact_command, redact_text
+from boothlab.tracking.wandb_service import bounded
 
 if TYPE_CHECKING:
     import wandb  # at run time only inside functions: the import takes a second
@@ -266,7 +267,8 @@ class WandbMirror:
         if not background.close(lambda: FAILED_FINISH_TIMEOUT_S if self._failed else self._finish_timeout):
             self._warn("W&B did not take everything in time; the run folder has it")
         try:
-            run.finish(exit_code=exit_code)
+            with bounded(self._finish_timeout):
+                run.finish(exit_code=exit_code)
         except Exception as error:  # TimeoutError when the server went away
             log.warning("W&B did not receive the whole run: %s. Send it with: %s", error, command)
         else:
