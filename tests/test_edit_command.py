@@ -91,6 +91,13 @@ def test_our_methods_are_those_that_can_be_asked_for() -> None:
     assert [method.value for method in Method] == [method.value for method in EditMethod]
 
 
+def test_a_folder_with_another_run_is_refused(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir = edit(photos, "first")
+    capsys.readouterr()
+    assert main([*words_of(photos, "first", "strength=0.9"), f"hydra.run.dir={run_dir}"]) == 2
+    assert "holds a run of another config" in capsys.readouterr().err
+
+
 def test_what_a_run_leaves(photos: Path) -> None:
     run_dir = edit(photos, "out", "seeds=[0,5]")
     assert summary(run_dir)["status"] == "finished"

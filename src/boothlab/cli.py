@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 from boothlab import __version__
-from boothlab.errors import RunFailedError, UserError, is_out_of_memory, one_line
+from boothlab.errors import TERMINATED, RunFailedError, UserError, is_out_of_memory, one_line
 
 #: each command is boothlab/commands/<name>.py with `run(argv: list[str]) -> int`
 COMMANDS = {
@@ -26,8 +26,7 @@ COMMANDS = {
 }
 
 
-#: the exit code of a process that was told to end, as a shell shows it: 128 + SIGTERM
-TERMINATED = 143
+#: the exit code of a process that was interrupted, as a shell shows it: 128 + SIGINT
 INTERRUPTED = 130
 
 

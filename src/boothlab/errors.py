@@ -3,6 +3,9 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+TERMINATED = 143
+"""The exit code of a process that was told to end, as a shell shows it: 128 + SIGTERM."""
+
 
 class UserError(Exception):
     """Bad input. The command line prints the message alone, without a traceback, and exits with code 2."""

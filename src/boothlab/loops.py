@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from boothlab.errors import TERMINATED
+
 if TYPE_CHECKING:
     import pytorch_lightning as pl
-
-TERMINATED = 143
-"""The exit code of a process that was told to end by SIGTERM."""
 
 
 def quiet_lightning() -> None:

@@ -63,7 +63,7 @@ def build_edit_run(
     full_hash = config_hash(resolved, NOT_HASHED)
     if config.paths.overwrite or not _goes_on(run_dir, full_hash):
         clear_run(run_dir)
-    method, settings = EditMethod(config.method.value), build_edit_settings(config)
+    method, settings = config.method, build_edit_settings(config)
     tasks = build_tasks(config.data, reporter)
     backbone = build_backbone(config.backbone, device)
     parts = shared_edit_parts(config, backbone)
@@ -130,11 +130,7 @@ def _goes_on(run_dir: Path, full_hash: str) -> bool:
         begun = read_manifest(run_dir)
     except UserError:
         return False
-    if begun.get("config_hash") != full_hash:
-        raise UserError(
-            f"{shown(run_dir)} holds a run of another config; choose another folder, or paths.overwrite=true"
-        )
-    return True
+    return bool(begun.get("config_hash") == full_hash)
 
 
 def build_edit_settings(config: EditConfig) -> EditSettings:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from boothlab.commands.help import HelpPage, asks_for_help, print_help
+from boothlab.commands.train import refuse_another_run
 from boothlab.compose.jobs import Multirun
 from boothlab.compose.run import run as run_composed
 from boothlab.config_edit import EditConfig
@@ -50,9 +51,11 @@ def edit(config: EditConfig, resolved: dict[str, Any], run_dir: Path, one_of_man
     from boothlab.tracking.show import finished_summary
 
     reporter = Reporter(quiet=one_of_many)
-    if not config.paths.overwrite and (summary := finished_summary(run_dir)):
-        reporter.say(f"{run_dir} (paths.overwrite=true runs it again)", tag="finished already", style="green")
-        return summary
+    if not config.paths.overwrite:
+        refuse_another_run(run_dir, resolved)
+        if summary := finished_summary(run_dir):
+            reporter.say(f"{run_dir} (paths.overwrite=true runs it again)", tag="finished already", style="green")
+            return summary
     from boothlab.building.edit import build_edit_run
     from boothlab.files import remove_leftovers_below
 

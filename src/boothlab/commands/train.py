@@ -62,7 +62,7 @@ def train(
 
     reporter = Reporter(quiet=one_of_many)
     if not config.paths.overwrite:
-        _refuse_another_run(run_dir, resolved)
+        refuse_another_run(run_dir, resolved)
         if summary := finished_summary(run_dir):
             reporter.say(f"{run_dir} (paths.overwrite=true runs it again)", tag="finished already", style="green")
             _warn_of_changed_photos(run_dir, reporter)
@@ -99,7 +99,7 @@ def _warn_of_changed_photos(run_dir: Path, reporter: Reporter) -> None:
             reporter.warn(f"{shown(name)} has changed since; paths.overwrite=true runs it with the new one")
 
 
-def _refuse_another_run(run_dir: Path, resolved: dict[str, Any]) -> None:
+def refuse_another_run(run_dir: Path, resolved: dict[str, Any]) -> None:
     """A folder that the user named (hydra.run.dir=…) may hold a run of another config: never resume or report it."""
     try:
         begun = read_manifest(run_dir)["config_hash"]

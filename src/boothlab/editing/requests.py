@@ -2,31 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 from PIL import Image
 
+from boothlab.config_edit import Method
+
+EditMethod = Method
+"""The methods, as the config names them."""
+
 COMPUTED_CONTROLS = ("canny", "depth")
 """The condition maps that are computed where none is given; maps of any other kind must be given."""
-
-
-class EditMethod(StrEnum):
-    """How an image is edited; `copy` and `regenerate` are the two ends that every other lies between."""
-
-    copy = "copy"
-    regenerate = "regenerate"
-    sdedit = "sdedit"
-    controlnet_canny = "controlnet_canny"
-    controlnet_depth = "controlnet_depth"
-    controlnet = "controlnet"
-    t2i_adapter_canny = "t2i_adapter_canny"
-    t2i_adapter_depth = "t2i_adapter_depth"
-    t2i_adapter = "t2i_adapter"
-    instruct_pix2pix = "instruct_pix2pix"
-    inpaint = "inpaint"
-    ddim_inversion = "ddim_inversion"
-    fixed_noise = "fixed_noise"
-
 
 PARTIAL = frozenset({EditMethod.sdedit, EditMethod.inpaint, EditMethod.ddim_inversion})
 """The methods that `strength` speaks to: they run the last `int(steps * strength)` of their steps."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from boothlab.errors import TERMINATED
 from boothlab.files import json_bytes, sha256_bytes, write_json
 from boothlab.tracking import history, manifest
 from boothlab.tracking.history import History
@@ -21,7 +22,6 @@ log = logging.getLogger(__name__)
 
 # 255 is what W&B itself uses for Ctrl-C, and its server calls such a run killed instead of failed.
 EXIT_CODES = {RunStatus.FINISHED: 0, RunStatus.FAILED: 1, RunStatus.INTERRUPTED: 255}
-SIGTERM_EXIT_CODE = 143
 _SUMMARY_SECTIONS = ("baselines", "ceilings", "timings", "counts")
 
 
@@ -167,7 +167,7 @@ class Tracker:
         # During fit, Lightning's handler calls ours and then stops between two batches, where a checkpoint is exact.
         # Raising here as well would stop in the middle of an optimizer step, so leave it to the one who took over.
         if signal.getsignal(signal.SIGTERM) == self._on_sigterm:
-            raise SystemExit(SIGTERM_EXIT_CODE)
+            raise SystemExit(TERMINATED)
 
     def _release_sigterm(self) -> None:
         if self._old_handler is not None:
