@@ -74,6 +74,36 @@ def test_a_dollhouse_task_knows_the_answer() -> None:
     assert (task.caption_origin, task.sha256, task.notes) == ("file", {}, ())
 
 
+@pytest.mark.parametrize(
+    ("edit", "before", "after"),
+    [
+        ("at_night", "a photo of a hotel room in daylight", "a photo of a hotel room at night"),
+        ("lamp_on", "a photo of a hotel room with the lamp off", "a photo of a hotel room with the lamp on"),
+        ("curtains_closed", "a photo of a hotel room with {} curtains", "a photo of a hotel room with closed {} curtains"),
+        ("bed_orange", "a photo of a hotel room with a {} bed", "a photo of a hotel room with an orange bed"),
+    ],
+)
+def test_short_captions_name_the_room_and_what_changes(edit: str, before: str, after: str) -> None:
+    (task, *_) = dollhouse_tasks(8, 0, [edit])
+    room = next(held_out_room(i) for i in range(8) if f"room_{i:02d}" == task.image_name)
+    word = room.bed if edit == "bed_orange" else room.curtains
+    texts = (task.edit.source_caption, task.edit.target_caption)
+    if edit == "at_night":
+        assert texts[1] == after and texts[0] != after
+    else:
+        assert texts == (before.format(word), after.format(word))
+    (full, *_) = dollhouse_tasks(8, 0, [edit], full_captions=True)
+    assert f"{room.carpet} carpet" in str(full.edit.source_caption) and "lamp" in str(full.edit.target_caption)
+
+
+def test_short_captions_of_a_toy_keep_its_colour() -> None:
+    (hat, snow) = dollhouse_tasks(0, 1, ["add_hat", "in_snow"])
+    toy = held_out_toy(0).subject
+    who = f"{toy.color_name} {toy.class_noun}"
+    assert str(hat.edit.source_caption).endswith(who) and str(hat.edit.target_caption).endswith(f"{who} wearing a hat")
+    assert str(snow.edit.target_caption).endswith(f"{who} in the snow")
+
+
 def test_dollhouse_controls_are_of_the_source() -> None:
     (task,) = dollhouse_tasks(0, 1, ["at_night"])
     assert set(task.controls) == {"canny", "depth"}
@@ -95,7 +125,7 @@ def test_dollhouse_edits_of_one_fact_are_a_series() -> None:
     edits = [task.edit for task in dollhouse_tasks(1, 0, ["at_dusk", "at_night"])]
     assert (check_series(edits).axis, check_series(edits).values) == ("time", ("dusk", "night"))
     mixed = [task.edit for task in dollhouse_tasks(1, 0, ["at_night", "carpet_red"])]
-    assert "changes.carpet and changes.time" in refusal(lambda: check_series(mixed))
+    assert "changes.carpet, changes.time and the source caption" in refusal(lambda: check_series(mixed))
 
 
 def test_many_rooms_have_each_their_name() -> None:

@@ -48,6 +48,15 @@ class Method(StrEnum):
     fixed_noise = "fixed_noise"
 
 
+class Captions(StrEnum):
+    """How much the captions of the dollhouse's scenes say."""
+
+    #: the scene and the one fact that changes, as people write them
+    short = "short"
+    #: everything there is to say, so that whoever reads the target caption is told the whole answer
+    full = "full"
+
+
 @dataclass
 class EditorsConfig(Checked):
     """Models that methods need beside the backbone: `dollhouse`, a local diffusers folder or a hub id; null: none."""
@@ -103,6 +112,8 @@ class EditDataConfig(Checked):
     rooms: int = 8
     #: toys of the dollhouse
     toys: int = 0
+    #: how much the captions of the dollhouse's scenes say
+    captions: Captions = Captions.short
     #: refuse a set of edits that changes more than one thing
     one_change: bool = False
 

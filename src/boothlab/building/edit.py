@@ -18,7 +18,7 @@ from boothlab.building.parts import (
 )
 from boothlab.building.shared import Kept, shared_clip, shared_dino, shared_identity
 from boothlab.config import NOT_HASHED
-from boothlab.config_edit import EditConfig, EditDataConfig
+from boothlab.config_edit import Captions, EditConfig, EditDataConfig
 from boothlab.diffusion.backbone import DOLLHOUSE as WEIGHTS
 from boothlab.diffusion.backbone import Backbone
 from boothlab.diffusion.lora import find_adapter
@@ -158,7 +158,8 @@ def build_tasks(config: EditDataConfig, reporter: Reporter) -> list[EditTask]:
     """What is to be edited and how; pictures are loaded later, one batch at a time. UserError if it is nothing."""
     kind, colon, folder = config.images.partition(":")
     if config.images == DOLLHOUSE:
-        found = dollhouse_tasks(config.rooms, config.toys, config.edits or ())
+        full = config.captions is Captions.full
+        found = dollhouse_tasks(config.rooms, config.toys, config.edits or (), full_captions=full)
     elif colon and kind in BENCHMARKS:
         found = BENCHMARKS[kind](Path(folder).expanduser())
     else:

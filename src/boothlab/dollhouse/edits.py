@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from boothlab.dollhouse.grammar import PLACE_PHRASES, full_prompt, is_held_out, scene_is_held_out
+from boothlab.dollhouse.grammar import PLACE_PHRASES, full_prompt, is_held_out, scene_is_held_out, short_prompt
 from boothlab.dollhouse.painter import RGB
 from boothlab.dollhouse.scenes import (
     CLASSES,
@@ -127,6 +127,11 @@ class EditPair:
     def target_caption(self) -> str:
         """Everything the grammar can say about the scene after."""
         return full_prompt(self.target)
+
+    @property
+    def short_captions(self) -> tuple[str, str]:
+        """Captions as people write them: the scene and the one fact that changes, before and after."""
+        return short_prompt(self.source, self.edit.fact), short_prompt(self.target, self.edit.fact)
 
     def pictures(self, size: int = 32) -> tuple[np.ndarray, np.ndarray]:
         """The scene before and after, each size×size×3 uint8."""

@@ -152,6 +152,26 @@ def full_prompt(scene: Scene, opening: str = "a photo of") -> str:
     return f"{opening} {text}" if opening else text
 
 
+def short_prompt(scene: Scene, fact: str, opening: str = "a photo of") -> str:
+    """The prompt that names the scene and one fact of it: "a photo of a hotel room with a red carpet".
+
+    `fact` is called as in dollhouse.edits. A toy keeps its colour, without which it is any toy of its class.
+    """
+    if isinstance(scene, ToyScene):
+        known = facts_of(scene)
+        said = {name: getattr(known, name) for name in {"class_noun", "color", fact}}
+        return toy_prompt(Facts(**said), opening)
+    texts = {
+        "time": TIME_PHRASES[scene.time],
+        "lamp": LAMP_PHRASES[scene.lamp],
+        "bed": f"with a {scene.bed} bed",
+        "carpet": f"with a {scene.carpet} carpet",
+        "curtains": f"with {scene.curtains} curtains",
+        "curtains_closed": f"with {'closed ' if scene.curtains_closed else ''}{scene.curtains} curtains",
+    }
+    return _with_article(f"{opening} a hotel room {texts[fact]}".strip())
+
+
 def random_prompt(
     scene: Scene, rng: np.random.Generator, keep: float = 0.75, rare: float = 0.04, noun: float = 0.97
 ) -> str:

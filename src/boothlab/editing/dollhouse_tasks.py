@@ -17,12 +17,13 @@ SIZE = 32
 
 
 def dollhouse_tasks(
-    rooms: int = 8, toys: int = 0, edits: Sequence[str] = (), *, size: int = SIZE
+    rooms: int = 8, toys: int = 0, edits: Sequence[str] = (), *, size: int = SIZE, full_captions: bool = False
 ) -> Iterator[EditTask]:
     """The dollhouse's evaluation pairs as tasks: room_00, room_01, …, then toy_00, …; each with its edits.
 
     `edits` names some of dollhouse.edits.EDITS; none are the standard ones. Everything is drawn when it is asked for:
-    `source` and `truth` as size×size RGB, `mask` and the `controls` (canny, depth; of the source) as "L".
+    `source` and `truth` as size×size RGB, `mask` and the `controls` (canny, depth; of the source) as "L". Captions
+    name the scene and the fact that changes; with `full_captions` everything that the grammar can say.
 
     Raises:
         UserError: an unknown edit, or no task at all (edits that fit no scene, or no scenes).
@@ -33,17 +34,19 @@ def dollhouse_tasks(
     if not pairs:
         asked = f"{rooms} room(s), {toys} toy(s), edits {', '.join(edits) or 'as usual'}"
         raise UserError(f"the dollhouse has no task for {asked}; ask for more scenes, or for edits that fit them")
-    return _tasks(pairs, _scenes(rooms, toys), size)
+    return _tasks(pairs, _scenes(rooms, toys), size, full_captions)
 
 
-def _tasks(pairs: Sequence[EditPair], scenes: Iterable[tuple[str, Scene]], size: int) -> Iterator[EditTask]:
+def _tasks(
+    pairs: Sequence[EditPair], scenes: Iterable[tuple[str, Scene]], size: int, full_captions: bool
+) -> Iterator[EditTask]:
     left = list(reversed(pairs))
     for name, scene in scenes:
         seen: set[str] = set()  # two rooms can be furnished alike: the second begins where an edit comes again
         while left and left[-1].source == scene and left[-1].edit.name not in seen:
             pair = left.pop()
             seen.add(pair.edit.name)
-            yield task_of(pair, name, size)
+            yield task_of(pair, name, size, full_captions)
 
 
 def _scenes(rooms: int, toys: int) -> Iterator[tuple[str, Scene]]:
@@ -53,14 +56,15 @@ def _scenes(rooms: int, toys: int) -> Iterator[tuple[str, Scene]]:
         yield f"toy_{index:02d}", held_out_toy(index)
 
 
-def task_of(pair: EditPair, image_name: str, size: int = SIZE) -> EditTask:
+def task_of(pair: EditPair, image_name: str, size: int = SIZE, full_captions: bool = False) -> EditTask:
     """One pair as a task, under the name of its scene."""
+    before, after = (pair.source_caption, pair.target_caption) if full_captions else pair.short_captions
     fact = (pair.edit.fact, pair.edit.value)
     edit = Edit(
         name=pair.edit.name,
         instruction=pair.instruction,
-        source_caption=pair.source_caption,
-        target_caption=pair.target_caption,
+        source_caption=before,
+        target_caption=after,
         changes=dict([fact]),
     )
     return EditTask(
