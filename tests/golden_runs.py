@@ -86,6 +86,10 @@ RUNS: dict[str, tuple[str, ...]] = {
         "seed=7",
         "evaluation.sampler.scheduler=ddpm",
     ),
+    "full": ("method=full", "optim.lr=1e-4", "full.train_text_encoder=true", "optim.text_encoder_lr=1e-5"),
+    "textual-inversion": ("method=textual_inversion", "inversion.vectors=2"),
+    "pivotal-dora": ("method=pivotal", "lora.variant=dora", "inversion.steps=3", "inversion.late_lr=0.001"),
+    "lokr-schedule-free": ("lora.variant=lokr", "optim.optimizer=schedule_free"),
     # No scores: of so few images they differ by more than the tolerance between processors, as bfloat16 rounds.
     "bfloat16": ("backbone.precision=bf16", "evaluation.enabled=false"),
 }

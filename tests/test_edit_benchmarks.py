@@ -79,7 +79,11 @@ def test_a_dollhouse_task_knows_the_answer() -> None:
     [
         ("at_night", "a photo of a hotel room in daylight", "a photo of a hotel room at night"),
         ("lamp_on", "a photo of a hotel room with the lamp off", "a photo of a hotel room with the lamp on"),
-        ("curtains_closed", "a photo of a hotel room with {} curtains", "a photo of a hotel room with closed {} curtains"),
+        (
+            "curtains_closed",
+            "a photo of a hotel room with {} curtains",
+            "a photo of a hotel room with closed {} curtains",
+        ),
         ("bed_orange", "a photo of a hotel room with a {} bed", "a photo of a hotel room with an orange bed"),
     ],
 )

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from boothlab.building.caption import missing_captions
 from boothlab.cli import main
 from boothlab.config_edit import Method
 from boothlab.editing.methods import EditMethod
@@ -193,6 +195,27 @@ def test_methods_without_their_model_or_text_are_refused_before_anything_runs(
     assert not list((photos.parent / "bad").rglob("step_*/*__*.png"))
 
 
+def test_every_text_is_looked_at_before_anything_is_drawn(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = photos.parent / "edits" / "own.yaml"
+    first = "- {name: a, instruction: x, target_caption: a room, images: hall.png}\n"
+    own.write_text(first + "- {name: b, instruction: y, images: room.png}\n", encoding="utf-8")
+    assert main(words_of(photos, "texts", f"data.file={own}")) == 2
+    assert "room, b: method=sdedit needs a caption of the target; give target_caption" in capsys.readouterr().err
+    assert list((photos.parent / "texts").glob("edit/*/samples/step_000001/*.png")) == []
+    own.write_text(first.replace("a room,", "a room, strength: 0.1,"), encoding="utf-8")
+    assert main(words_of(photos, "weak", f"data.file={own}")) == 2
+    assert "the edit a: strength=0.1: runs none of the 2 steps" in capsys.readouterr().err
+
+
+def test_a_run_whose_captions_tell_nothing_says_what_it_lacks(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = photos.parent / "edits" / "own.yaml"
+    captions = "source_caption: a room, target_caption: a room"
+    own.write_text(f"- {{name: a, instruction: x, {captions}}}\n", encoding="utf-8")
+    run_dir = edit(photos, "lacking", f"data.file={own}", "method=copy")
+    assert "2 of 2 images have no CLIP directional: identical captions" in capsys.readouterr().err
+    assert all("clip_directional" not in row["scores"] for row in pairs(run_dir))
+
+
 def test_it_can_be_made_again_and_forked(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_dir = edit(photos, "first", "data.edits=[night]")
     again = photos.parent / "again"
@@ -218,7 +241,69 @@ def test_two_devices_make_the_same_images(photos: Path) -> None:
 
 
 def test_every_sweep_of_edits_can_be_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    jobs = {"edit_methods": 11, "sdedit_strength": 8, "instruct_guidance": 7, "control_scale": 10}
+    jobs = {"edit_methods": 11, "sdedit_strength": 8, "instruct_guidance": 7, "control_scale": 10, "edit_search": 12}
     for name, count in (jobs | {"one_change_at_a_time": 6}).items():
         assert main(["sweep", name, "--dry-run", f"paths.outputs={tmp_path}"]) == 0
         assert f"{count} jobs ({count} new)" in capsys.readouterr().err
+
+
+NEEDY = """
+- name: night
+  instruction: make it night
+  target_caption: "{caption} at night"
+- name: red
+  instruction: make the carpet red
+  source_caption: a photo of a room
+  target_caption: a photo of a room with a red carpet
+"""
+
+
+def asks_for_captions(photos: Path) -> Path:
+    """A file of two edits, of which the first has no source caption; the second photo has a side-car."""
+    path = photos.parent / "edits" / "needy.yaml"
+    path.write_text(NEEDY, encoding="utf-8")
+    (photos / "room.txt").write_text("a blue room\n", encoding="utf-8")
+    return path
+
+
+def test_missing_source_captions_are_made_and_said(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir = edit(photos, "made", f"data.file={asks_for_captions(photos)}", "seeds=[0]")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "1 source captions were missing and are" in said and "for hall.png; side-cars of your own come first" in said
+    by_name = {(row["image"], row["edit"]): row for row in pairs(run_dir)}
+    made = by_name["hall", "night"]
+    assert made["source_caption"] and made["target_caption"] == made["source_caption"] + " at night"
+    assert repr(made["source_caption"]) in said
+    assert by_name["room", "night"]["source_caption"] == "a blue room"
+    assert by_name["hall", "red"]["source_caption"] == "a photo of a room"
+    manifest = json.loads((run_dir / "manifest.json").read_text(encoding="utf-8"))
+    assert "model.safetensors" in manifest["weights"]["captioner"]
+    assert sorted(path.name for path in photos.iterdir()) == ["hall.png", "room.png", "room.txt"]  # none is written
+
+
+def test_captions_that_are_there_need_no_captioner(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir = edit(photos, "own", "seeds=[0]")
+    assert "source captions were missing" not in capsys.readouterr().err
+    assert "captioner" not in json.loads((run_dir / "manifest.json").read_text(encoding="utf-8"))["weights"]
+
+
+def test_without_a_captioner_missing_captions_stay_missing(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = asks_for_captions(photos)
+    assert main(words_of(photos, "none", f"data.file={path}", "data.captioner=none")) == 2
+    said = capsys.readouterr().err
+    assert "{caption}" in said and said.count("\n") == 1  # what stands for it is not there
+    path.write_text(NEEDY.replace("{caption}", "a room"), encoding="utf-8")
+    run_dir = edit(photos, "none", f"data.file={path}", "data.captioner=none", "seeds=[0]")
+    assert "source captions were missing and" not in capsys.readouterr().err
+    absent = {(row["image"], row["edit"]): row["absent"] for row in pairs(run_dir)}
+    assert "clip_directional" in absent["hall", "night"] and "clip_directional" not in absent["room", "night"]
+    assert "clip_directional" not in absent["hall", "red"]
+
+
+def test_the_miniature_captions_for_the_miniature_backbone_alone(photos: Path) -> None:
+    cpu = torch.device("cpu")
+    assert missing_captions(photos, None, False, cpu) is None
+    assert missing_captions(photos, "none", True, cpu) is None
+    assert missing_captions(photos, None, True, cpu) is not None
+    asked = missing_captions(photos, "somewhere/blip", False, cpu)
+    assert asked is not None and asked.source == "somewhere/blip"

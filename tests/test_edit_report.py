@@ -134,10 +134,49 @@ def test_the_choice_is_the_harmonic_mean_of_places_and_regret_is_against_the_tru
     assert (first.chosen, first.balanced) == ("middle", pytest.approx(2 * (3.5 * 2.5 / 36) / (6 / 6)))
     assert [one.chosen for one in choice.choices] == ["middle", "middle"]
     assert [(one.best, one.regret) for one in choice.choices] == [("middle", 0.0), ("low", 1.0)]
+    assert [(one.setting, one.chosen, one.best, one.psnr) for one in choice.per_setting] == [
+        ("low", 0, 1, 22.5),
+        ("middle", 2, 1, 23.0),
+        ("high", 0, 0, 18.0),
+    ]
+    assert choice.lost.mean == 0  # one setting is the best of both images
     assert choice.hits == 1 and choice.skipped == 0
     assert (choice.fixed_clip_setting, choice.fixed_truth_setting) == ("middle", "middle")
     regrets = (choice.by_clip, choice.fixed_clip, choice.fixed_truth, choice.by_chance)
     assert [found.mean if found else None for found in regrets] == pytest.approx([0.5, 0.5, 0.5, (2 + 8 / 3) / 2])
+
+
+def test_what_one_setting_for_all_loses_is_the_mean_over_images() -> None:
+    choice = choice_of(
+        "sdedit",
+        {"one": made_of((0.9, 0.2, 20.0), (0.7, 0.3, 20.0)), "other": made_of((0.6, 0.1, 20.0), (0.8, 0.4, 20.0))},
+    )
+    assert choice is not None and [one.chosen for one in choice.choices] == ["one", "other"]
+    # Of four values each, places 1/8, 3/8, 5/8, 7/8: one has (7, 3) and (3, 5), other (1, 1) and (5, 7).
+    chosen = [2 * 7 * 3 / 10 / 8, 2 * 5 * 7 / 12 / 8]
+    fixed = {"one": [chosen[0], 2 * 3 * 5 / 8 / 8], "other": [1 / 8, chosen[1]]}
+    assert choice.fixed_clip_setting == "one"
+    assert choice.balanced_chosen.mean == pytest.approx(sum(chosen) / 2)
+    assert choice.balanced_fixed.mean == pytest.approx(sum(fixed["one"]) / 2)
+    assert choice.lost.mean == pytest.approx((sum(chosen) - sum(fixed["one"])) / 2) and choice.lost.mean > 0
+
+
+def test_a_grid_of_two_axes_has_a_row_and_a_line_each(tmp_path: Path) -> None:
+    grid = [{"method": "sdedit", "strength": s, "steps": n} for s in (0.3, 0.6) for n in (10, 20, 40)]
+    sweep = {"name": "edit_search", "title": "Search", "axis": "strength"}
+    folder = make_edit_runs(tmp_path, grid, sweep=sweep, made=BARE)
+    (group,) = build_edit_study([folder]).groups
+    rows = [row for row in group.tables[0].rows if not row.end]
+    assert group.tables[0].keys == ("steps", "strength") and len(rows) == 6
+    assert rows[0].labels == {"strength": "0.3", "steps": "10"}
+    assert {(line.label, line.key, line.ticks) for line in lines_of(group.settings)} == {
+        (f"sdedit · steps {steps}", "strength", ("0.3", "0.6")) for steps in (10, 20, 40)
+    }
+    (choice,) = group.choices
+    assert choice.settings[0] == "steps 10 · strength 0.3" and len(choice.per_setting) == 6
+    assert sum(one.chosen for one in choice.per_setting) == len(choice.choices) == 6
+    text = edit_markdown(build_edit_study([folder]))
+    assert "what one for all loses" in text and "take what one setting for all loses as an upper end" in text
 
 
 def test_a_choice_needs_two_settings_and_both_scores_everywhere() -> None:
@@ -311,7 +350,8 @@ def test_scores_that_are_no_numbers_or_not_known_do_not_count(tmp_path: Path) ->
 
 def test_the_files_have_a_row_a_run_and_a_row_a_picture(lab: Path, tmp_path: Path) -> None:
     assert report.run([str(lab), "--out", str(tmp_path), "--no-html"]) == 0
-    assert {path.name for path in tmp_path.iterdir()} == {"report.md", "runs.csv", "edits.csv"}
+    written = {path.name for path in tmp_path.iterdir() if path.suffix != ".parquet"}
+    assert written == {"report.md", "runs.csv", "edits.csv"}
     with (tmp_path / "runs.csv").open(encoding="utf-8", newline="") as file:
         runs = list(csv.DictReader(file))
     with (tmp_path / "edits.csv").open(encoding="utf-8", newline="") as file:
@@ -418,10 +458,22 @@ def test_a_folder_of_both_kinds_has_two_reports(tmp_path: Path, capsys: pytest.C
     assert "1 finished run, 1 table" in (said := capsys.readouterr().err) and "2 finished editing runs, 1 table" in said
 
 
-@pytest.mark.parametrize("option", [["--compare", "a", "b"], ["--wandb", "lab/edits"], ["--votes", "v.json"]])
-def test_what_is_for_trainings_only_is_said(lab: Path, option: list[str]) -> None:
-    with pytest.raises(UserError, match=f"{option[0]} is for training runs"):
-        report.run([str(lab), *option])
+def test_the_same_numbers_are_in_parquet(lab: Path, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    assert report.run([str(lab), "--out", str(tmp_path), "--no-html", "--parquet"]) == 0
+    for name, rows in (("runs", 8), ("edits", 8 * 6)):
+        table = parquet.read_table(tmp_path / f"{name}.parquet")
+        with (tmp_path / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+            written = list(csv.DictReader(file))
+        assert (table.num_rows, table.column_names) == (rows, list(written[0]))
+        for column in ("clip_image", "clip_directional"):
+            read = ["" if value is None else repr(value) for value in table[column].to_pylist()]
+            assert read == [row[column] for row in written]
+
+
+def test_what_is_for_trainings_only_is_said(lab: Path) -> None:
+    with pytest.raises(UserError, match="--wandb is for training runs"):
+        report.run([str(lab), "--wandb", "lab/edits"])
     with pytest.raises(UserError, match="holds runs of boothlab edit only"):
         find_trainings([lab])
 
@@ -518,7 +570,9 @@ def test_pointing_at_a_setting_shows_and_clicking_opens_it(browser: Any, page: P
     label = reader.tab.locator("#card strong").inner_text()
     reader.tab.mouse.down()
     reader.tab.mouse.up()
-    reader.tab.locator("#sides").filter(has_text=label).wait_for()  # wait_for_function needs eval, which the page forbids
+    reader.tab.locator("#sides").filter(
+        has_text=label
+    ).wait_for()  # wait_for_function needs eval, which the page forbids
     assert reader.complaints == []
 
 

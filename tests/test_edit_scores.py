@@ -27,7 +27,7 @@ from boothlab.evaluation.edit_scores import EditedPair, EditScorer, did_it_happe
 from boothlab.evaluation.edit_summary import EditRow, summarise
 from boothlab.evaluation.encoders import DinoEncoder
 from boothlab.evaluation.preprocessing import Images, Preset, preset, to_uint8
-from boothlab.tracking.metrics import REGISTRY
+from boothlab.tracking.metrics import EDIT_PARAMETERS, REGISTRY
 
 Picture = NDArray[np.uint8]
 RED, GREEN, BLUE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 0, 0)
@@ -242,14 +242,39 @@ def test_with_an_empty_mask_the_outside_is_the_whole_frame() -> None:
         assert found[f"{name}_outside"] == pytest.approx(found[f"{name}_outside_piebench"], abs=1e-6)
 
 
-def test_an_area_that_the_encoder_does_not_see_is_absent() -> None:
-    class Blind(StubDino):
-        def patch_shares(self, mask: NDArray[np.bool_]) -> Tensor:
-            return torch.zeros(4)
+class Blind(StubDino):
+    """Sees no area."""
 
+    def patch_shares(self, mask: NDArray[np.bool_]) -> Tensor:
+        return torch.zeros(4)
+
+
+def test_an_area_that_the_encoder_does_not_see_is_absent() -> None:
     found = EditScorer(StubClip(), Blind()).score([EditedPair(plain(RED), plain(GREEN), mask=left_mask())])[0]
     assert found.absent["lpips_outside"] == found.absent["lpips_inside"] == "area lies outside the encoder's crop"
     assert "ssim_outside" in found.values
+
+
+def test_an_edited_area_beside_clip_s_middle_square_is_absent_and_not_a_black_picture() -> None:
+    wide, mask = np.zeros((16, 48, 3), np.uint8), np.zeros((16, 48), np.bool_)
+    mask[:, :8] = True
+    scorer = EditScorer(StubClip(), Blind())
+    (found,) = scorer.score([EditedPair(wide, wide + np.uint8(9), "red", "blue", mask)])
+    assert found.absent["clip_t_edited"] == "area lies outside the encoder's crop"
+    mask[:, :17] = True
+    assert "clip_t_edited" in scorer.score([EditedPair(wide, wide + np.uint8(9), "red", "blue", mask)])[0].values
+
+
+def test_captions_are_not_kept_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = StubClip()
+    scorer = EditScorer(clip, StubDino())
+    monkeypatch.setattr(edit_scores, "MOST_CAPTIONS", 2)
+    before = [scorer.score([EditedPair(plain(RED), plain(GREEN), *texts)])[0] for texts in (("red", "blue"),) * 2]
+    assert clip.asked == ["red", "blue"]
+    scorer.score([EditedPair(plain(RED), plain(GREEN), "red", "green")])
+    assert clip.asked == ["red", "blue", "red", "green"]
+    again = scorer.score([EditedPair(plain(RED), plain(GREEN), "red", "blue")])[0]
+    assert again.values == before[0].values == before[1].values
 
 
 # A known target
@@ -350,7 +375,7 @@ def test_what_others_measure_is_added_and_never_replaces() -> None:
 
 def test_every_score_has_its_own_registered_key_and_direction() -> None:
     keys = [about.key for about in EDIT_SCORES.values()]
-    assert sorted(keys) == sorted(key for key in REGISTRY if key.startswith("edit/"))
+    assert sorted(keys) == sorted(key for key in REGISTRY if key.startswith("edit/") and key not in EDIT_PARAMETERS)
     for name, about in EDIT_SCORES.items():
         assert about.key == f"edit/{name}"
         assert about.higher_is_better is REGISTRY[about.key].higher_is_better

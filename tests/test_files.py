@@ -216,3 +216,14 @@ def test_shown_is_one_printable_line() -> None:
 )
 def test_clutter(name: str, clutter: bool) -> None:
     assert files.is_clutter(name) is clutter
+
+
+@given(
+    st.lists(
+        st.dictionaries(st.text(max_size=4), st.none() | st.floats() | st.text(max_size=6), max_size=3), max_size=4
+    )
+)
+def test_rows_one_at_a_time_make_the_bytes_of_the_whole(rows: list[dict[str, object]]) -> None:
+    values = {"step": 1, "a": {"deep": [1, [2]]}, "note": "two\nlines"}
+    chunks = files.json_chunks({"pairs": iter(rows), "none": iter(())}, values)
+    assert b"".join(chunks) == files.json_bytes({**values, "pairs": rows, "none": []})

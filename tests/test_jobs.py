@@ -40,11 +40,21 @@ METHODS = [
     "inpaint",
     "ddim_inversion",
 ]
-EDITS = ("control_scale", "edit_methods", "instruct_guidance", "one_change_at_a_time", "sdedit_strength")
+SHIPPED = ("bear_plushie", "dog", "robot_toy")
+#: without an axis: seeds and subjects are no values that one would compare with the first
+NO_AXIS = ("seeds", "dreambench")
+EDITS = (
+    "control_scale",
+    "edit_methods",
+    "edit_search",
+    "instruct_guidance",
+    "one_change_at_a_time",
+    "sdedit_strength",
+)
 
 #: jobs and varied values of each sweep, on the miniature and on a real backbone
 PLANS: dict[str, dict[str, dict[str, list[str]]]] = {
-    "captions": {size: {"seed": SEEDS, "subject.captions": SWITCH} for size in RANKS},
+    "captions": {size: {"seed": SEEDS, "subject.caption_source": ["null", "sidecar", "tags"]} for size in RANKS},
     "class_prompt": {
         "dollhouse": {
             "seed": SEEDS,
@@ -64,7 +74,9 @@ PLANS: dict[str, dict[str, dict[str, list[str]]]] = {
         }
         for size in RANKS
     },
+    "dreambench": {size: {"subject.images": [f"'dreambench:{name}'" for name in SHIPPED]} for size in RANKS},
     "edit_methods": {size: {"method": METHODS} for size in RANKS},
+    "edit_search": {size: {"strength": ["0.3", "0.5", "0.7", "0.9"], "steps": ["10", "20", "40"]} for size in RANKS},
     "guidance": {size: {"guidance_scale": ["1", "2", "4", "8"]} for size in RANKS},
     "instruct_guidance": {
         size: {"image_guidance_scale": ["1.0", "1.2", "1.4", "1.6", "1.8", "2.0", "2.2"]} for size in RANKS
@@ -81,6 +93,7 @@ PLANS: dict[str, dict[str, dict[str, list[str]]]] = {
         "dollhouse": {"seed": SEEDS, "optim.lr": ["3e-05", "0.0001", "0.0003", "0.001"]},
         "sd15": {"seed": SEEDS, "optim.lr": ["1e-06", "1e-05", "0.0001", "0.001"]},
     },
+    "methods": {size: {"seed": SEEDS, "method": ["full", "lora", "pivotal", "textual_inversion"]} for size in RANKS},
     "lora_rank": {
         "dollhouse": {"seed": SEEDS, "lora.rank": ["1", "4", "16", "64"]},
         "sd15": {"seed": SEEDS, "lora.rank": ["4", "16", "64", "256"]},
@@ -182,7 +195,7 @@ def test_a_sweep_has_the_jobs_that_its_values_make(name: str, size: str) -> None
     assert multirun.launcher == "BasicLauncher"
     schema = SCHEMAS[primary(name)]
     assert [job.mistake for job in check_jobs(multirun.jobs, schema)] == [None] * count
-    experiment = name if name in (*SCORINGS, *EDITS, "steps") else "study"
+    experiment = name if name in (*SCORINGS, *EDITS, "steps", "dreambench") else "study"
     assert multirun.folder == Path("outputs") / experiment
     assert {job.run_dir.parent for job in multirun.jobs} == {multirun.folder}
 
@@ -191,8 +204,8 @@ def test_a_sweep_has_the_jobs_that_its_values_make(name: str, size: str) -> None
 def test_a_sweep_says_what_it_is(name: str) -> None:
     multirun = plan_sweep(name)
     about = SweepConfig(**multirun.settings)
-    assert (about.name, about.axis is None) == (name, name == "seeds")
-    assert about.axis in multirun.params or name == "seeds"
+    assert (about.name, about.axis is None) == (name, name in NO_AXIS)
+    assert about.axis in multirun.params or name in NO_AXIS
     assert about.title and about.about.endswith(".")
     assert set(about.expect) <= set(SCORES)
     assert {job.resolved["tracking"]["group"] for job in multirun.jobs} == {name}

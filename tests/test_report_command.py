@@ -3,7 +3,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from boothlab.reporting.study import Study, build_study
 from report_runs import Made, make_runs
 
 RANK = "lora.rank"
+VOTES = SimpleNamespace(is_editing=False)
 
 
 @dataclass
@@ -41,7 +42,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
     def read_votes(paths: list[Path], keys: list[Path]) -> str:
         found.votes.append([*paths, *keys])
-        return "the votes"
+        return VOTES
 
     def publish(study: Study, entity: str, project: str, *, dashboard: bool) -> str:
         found.published.append((entity, project, dashboard))
@@ -158,7 +159,7 @@ def test_votes_reach_the_study(folder: Path, calls: Calls) -> None:
     (folder / "compare.key.json").write_text("{}", encoding="utf-8")
     report.run([str(folder), "--votes", "ann.json", "bo.json"])
     assert calls.votes == [[Path("ann.json"), Path("bo.json"), folder / "compare.key.json"]]
-    assert calls.pages[0][0].human == "the votes"
+    assert calls.pages[0][0].human is VOTES
 
 
 def test_publishing_says_the_address(folder: Path, calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:

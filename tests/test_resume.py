@@ -352,7 +352,13 @@ def test_a_killed_process_goes_on_where_it_was(how: signal.Signals, lab: Lab) ->
     extra = ("trainer.max_steps=30", "trainer.checkpoint_every=3", "evaluation.every=15")
     straight = lab.train("straight-30", *extra)
     command = [sys.executable, "-m", "boothlab", "train", *lab.overrides(how.name, *extra)]
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     deadline = time.monotonic() + 300
     while not list((lab.folder / how.name).glob("*/*/checkpoints/step_000006/state.json")):
         assert process.poll() is None

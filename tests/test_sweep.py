@@ -386,8 +386,9 @@ def test_a_dry_run_writes_nothing(trainings: Trainings, workplace: Path, capsys:
     assert "sweep 2 jobs (1 finished, 1 new)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", ["--dry-run", "--retry-failed"])
-@pytest.mark.parametrize("command", ["train", "score"])
+@pytest.mark.parametrize(
+    ("command", "option"), [("train", "--retry-failed"), ("score", "--retry-failed"), ("score", "--dry-run")]
+)
 def test_a_single_run_has_no_plan_to_show(
     command: str, option: str, trainings: Trainings, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

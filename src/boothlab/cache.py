@@ -27,6 +27,7 @@ from boothlab.files import (
     write_bytes,
     write_json,
 )
+from boothlab.turns import undivided
 
 # torch is imported where tensors are handled: a folder of files, or a key, does not need those seconds.
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class Cache:
         found = self._find(entry, _read_tensors, quiet=True)
         if found is not None:
             return found
-        with self._lock(entry) as locked:
+        with undivided(), self._lock(entry) as locked:
             if locked and (found := self._find(entry, _read_tensors)) is not None:
                 return found
             tensors = _plain_tensors(make())
@@ -125,7 +126,7 @@ class Cache:
         found = self._find(entry, _read_files, quiet=True)
         if found is not None:
             return found
-        with self._lock(entry) as locked:
+        with undivided(), self._lock(entry) as locked:
             if not locked:
                 return self._make_in_scratch(make)
             if (found := self._find(entry, _read_files)) is not None:

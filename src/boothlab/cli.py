@@ -18,10 +18,17 @@ from boothlab.errors import TERMINATED, RunFailedError, UserError, is_out_of_mem
 COMMANDS = {
     "train": "one DreamBooth-LoRA run, evaluated at every checkpoint",
     "edit": "images edited by a method, scored against the source, the text and the truth",
+    "caption": "a folder of images: audit, captions and tags",
     "sweep": "a study: many runs, planned, continued, reported",
     "report": "tables, plots and grids of finished runs",
     "sample": "images from a trained adapter, each with its own seed",
+    "evaluate": "the metrics on any folder of images, from any tool",
     "score": "a trained adapter scored again at other scales or sampler settings",
+    "inspect": "a look inside a finished run: noise, trajectory, attention, adapter, memorisation, drift",
+    "clusters": "tagged images in groups, held against known classes",
+    "hotels": "a choice of hotels from Hotels-50K, their numbers and their images",
+    "convert": "an adapter in another tool's format: peft, diffusers, kohya, cloneofsimo",
+    "publish": "a trained adapter with its model card, as a folder or on the hub",
     "rerun": "a run again from its manifest, and whether it came out the same",
 }
 

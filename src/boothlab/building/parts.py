@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from boothlab.building.shared import encoder_identity, shared_backbone, shared_clip, shared_dino
+from boothlab.building.shared import encoder_identity, shared_backbone, shared_clip, shared_dino, shared_features
 from boothlab.config import (
     Accelerator,
     BackboneConfig,
@@ -23,6 +23,7 @@ from boothlab.diffusion.backbone import DOLLHOUSE, Backbone
 from boothlab.diffusion.lora import attach, trainable
 from boothlab.diffusion.sampling import SamplerSettings
 from boothlab.errors import UserError
+from boothlab.evaluation import efficientnet
 from boothlab.evaluation.loading import CLIP_ID, DINO_ID
 from boothlab.evaluation.scoring import Scorer
 from boothlab.images.load import to_tensor
@@ -85,7 +86,7 @@ def build_sampler_settings(config: SamplerConfig) -> SamplerSettings:
 def attach_adapters(backbone: Backbone, config: LoraConfig, seed: int) -> dict[str, int]:
     """Attach what the config asks for; returns the trainable parameters of each component."""
     common: dict[str, Any] = {"rank": config.rank, "alpha": config.effective_alpha, "dropout": config.dropout}
-    common |= {"init": config.init.value, "seed": seed}
+    common |= {"init": config.init.value, "seed": seed, "variant": config.variant.value}
     attach(backbone.unet, "unet", targets=config.unet_targets, **common)
     if config.train_text_encoder:
         for name, encoder in backbone.text_encoders.items():
@@ -113,10 +114,13 @@ def encoder_sources(config: EncodersConfig) -> dict[str, str]:
 def encoder_identities(config: EncodersConfig) -> dict[str, dict[str, str]]:
     """What each encoder is, for the manifest: hashes of its files, or hub id and commit. Call once they are loaded."""
     sources = encoder_sources(config)
-    return {
+    found = {
         "clip": encoder_identity(sources["clip"], config.clip_revision),
         "dino": encoder_identity(sources["dino"], config.dino_revision),
     }
+    if config.features is not None:
+        found["features"] = {config.features: efficientnet.SHA256}
+    return found
 
 
 def build_scorer(
@@ -126,7 +130,9 @@ def build_scorer(
     sources = encoder_sources(config)
     clip = shared_clip(sources["clip"], config.clip_revision, device)
     dino = shared_dino(sources["dino"], config.dino_revision, device)
-    return Scorer(clip, dino, [to_tensor(image) for image in images], subject.token, subject.class_noun)
+    features = None if config.features is None else shared_features(device)
+    references = [to_tensor(image) for image in images]
+    return Scorer(clip, dino, references, subject.token, subject.class_noun, features)
 
 
 def build_tracker(

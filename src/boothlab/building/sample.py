@@ -8,6 +8,7 @@ from typing import Any
 from PIL import Image
 
 import boothlab
+from boothlab.building.best_of import SCORES_FILE, BestOf, build_best_of
 from boothlab.building.parts import (
     build_backbone,
     build_device,
@@ -16,10 +17,11 @@ from boothlab.building.parts import (
     warn_of_long_prompts,
 )
 from boothlab.config import BackboneConfig, Precision, SampleConfig
-from boothlab.diffusion.lora import find_adapter, load_adapter, read_metadata
+from boothlab.diffusion.formats.container import adapter_digest
+from boothlab.diffusion.lora import read_metadata
 from boothlab.diffusion.sampling import Request, Sampler
+from boothlab.diffusion.trained import find_trained, load_trained
 from boothlab.errors import UserError
-from boothlab.files import sha256_file
 from boothlab.images.grid import build_grid, to_pil
 from boothlab.progress import Reporter
 
@@ -33,24 +35,47 @@ class SampleRun:
     seeds: list[int]
     folder: Path
     adapter: Path | None
+    best: BestOf | None = None
 
     @property
     def record(self) -> dict[str, Any]:
         """What was drawn with what, for sample.json beside the images."""
         return {
             "boothlab_version": boothlab.__version__,
-            "adapter": sha256_file(self.adapter) if self.adapter else None,
+            "adapter": adapter_digest(self.adapter) if self.adapter else None,
             "images": [{"prompt": request.prompt, "seed": request.seed} for request in self.requests],
+            **({"best_of": self.best.record} if self.best else {}),
         }
 
+    @property
+    def total(self) -> int:
+        """Images that are drawn, those that are not kept included."""
+        return len(self.best.requests if self.best else self.requests)
+
+    @property
+    def tables(self) -> dict[str, str]:
+        """Further files by name: the scores of all candidates where the best were chosen."""
+        return {SCORES_FILE: self.best.csv()} if self.best else {}
+
     def draw(self, progress: Callable[[int], None]) -> list[tuple[str, Image.Image]]:
-        """File names and pictures: one an image, named by prompt and seed, and the grid last."""
-        drawn = [to_pil(pixels) for pixels in self.sampler.draw(self.requests, progress)]
+        """File names and pictures: one an image, named by prompt and seed, and the grid last.
+
+        With best_of, `requests` are those of the chosen images from here on.
+        """
+        if self.best is None:
+            drawn = [to_pil(pixels) for pixels in self.sampler.draw(self.requests, progress)]
+        else:
+            candidates = self.best.requests
+            images = self.sampler.draw(candidates, progress)
+            kept = self.best.choose(list(images))
+            drawn, self.requests = [to_pil(images[place]) for place in kept], [candidates[place] for place in kept]
         columns = len(self.seeds)
         prompts = [request.prompt for request in self.requests[::columns]]
         names = [f"prompt{i // columns:02d}_seed{request.seed}.png" for i, request in enumerate(self.requests)]
         rows = [(prompt, drawn[i * columns : (i + 1) * columns]) for i, prompt in enumerate(prompts)]
-        grid = build_grid(rows, [f"seed {seed}" for seed in self.seeds], [], self.sampler.backbone.name)
+        best = f", best of {self.best.n} by {self.best.by}" if self.best else ""
+        heads = [f"image {seed}" if self.best else f"seed {seed}" for seed in self.seeds]
+        grid = build_grid(rows, heads, [], self.sampler.backbone.name + best)
         return [*zip(names, drawn, strict=True), ("grid.png", grid)]
 
 
@@ -59,19 +84,22 @@ def build_sample_run(config: SampleConfig, reporter: Reporter) -> SampleRun:
     set_threads(config.threads)
     device = build_device(config.accelerator)
     run = Path(config.run).expanduser() if config.run else None
-    adapter = find_adapter(run) if run else None
+    trained = find_trained(run) if run else None
+    adapter = trained.main if trained else None
     settings = read_metadata(adapter) if adapter else {}
     named = {"{token}": settings.get("token"), "{class}": settings.get("class_noun")}
     words = {key: word if isinstance(word, str) else None for key, word in named.items()}
     prompts = [_fill_from_run(prompt, words) for prompt in config.prompt]
     backbone = build_backbone(_sample_backbone(config, settings), device)
-    if adapter is not None:
-        load_adapter(backbone, adapter, config.unet_scale, config.text_encoder_scale)
+    if trained is not None:
+        load_trained(backbone, trained, config.unet_scale, config.text_encoder_scale)
     warn_of_long_prompts(backbone, prompts, reporter)
     requests = [Request(prompt, seed) for prompt in prompts for seed in config.seeds]
     folder = Path(config.out).expanduser() if config.out else _default_folder(run)
     sampler = Sampler(backbone, build_sampler_settings(config.sampler))
-    return SampleRun(sampler, requests, list(config.seeds), folder, adapter)
+    source = _sample_backbone(config, settings).source
+    best = build_best_of(config, run, words["{token}"] or "", source, requests, device)
+    return SampleRun(sampler, requests, list(config.seeds), folder, adapter, best)
 
 
 def _default_folder(run: Path | None) -> Path:

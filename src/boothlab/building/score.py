@@ -20,10 +20,12 @@ from boothlab.building.training import build_evaluator
 from boothlab.cache import Cache, cache_root
 from boothlab.config import NOT_HASHED, EvaluationConfig, SamplerConfig, ScoreConfig, TrainConfig
 from boothlab.diffusion.backbone import Backbone
-from boothlab.diffusion.lora import find_adapter, load_adapter, read_metadata
+from boothlab.diffusion.formats.container import adapter_digest
+from boothlab.diffusion.lora import read_metadata
+from boothlab.diffusion.trained import Trained, find_trained, load_trained
 from boothlab.dreambooth.evaluate import BaseSamples, Evaluator, evaluate_into
 from boothlab.errors import UserError, memory_explained
-from boothlab.files import sha256_file, shown
+from boothlab.files import shown
 from boothlab.progress import Reporter
 from boothlab.tracking.manifest import config_hash, write_manifest
 from boothlab.tracking.run import Tracker
@@ -37,7 +39,7 @@ class ScoreRun:
     evaluator: Evaluator
     tracker: Tracker
     reporter: Reporter
-    adapter: Path
+    trained: Trained
     step: int
     unet_scale: float
     text_encoder_scale: float
@@ -48,7 +50,7 @@ class ScoreRun:
         with memory_explained(lambda: "while scoring", remedy):
             self.evaluator.note_ceilings(self.tracker)
             evaluate_into(self.evaluator, 0, self.tracker, self.reporter)
-            load_adapter(self.backbone, self.adapter, self.unet_scale, self.text_encoder_scale)
+            load_trained(self.backbone, self.trained, self.unet_scale, self.text_encoder_scale)
             evaluate_into(self.evaluator, self.step, self.tracker, self.reporter)
 
 
@@ -89,7 +91,8 @@ def build_score_run(
     set_threads(config.threads)
     set_determinism(trained.trainer.deterministic)
     device, cache = build_device(config.accelerator), Cache(cache_root(config.paths.cache))
-    adapter = find_adapter(trained_dir)
+    left = find_trained(trained_dir)
+    adapter = left.main
     step = read_metadata(adapter).get("step", 0)
     if not isinstance(step, int) or isinstance(step, bool) or step < 1:
         raise UserError(f"{shown(adapter)}: does not say after how many steps it was saved; it is not a run's adapter")
@@ -108,7 +111,7 @@ def build_score_run(
         weights={
             "backbone": identity,
             **encoder_identities(trained.encoders),
-            "adapter": {str(adapter): sha256_file(adapter)},
+            "adapter": {str(path): adapter_digest(path) for path in left.files},
         },
         command=command,
         device=str(device),
@@ -117,4 +120,4 @@ def build_score_run(
         parent=parent,
     )
     tracker = build_tracker(config.tracking, run_dir.name, config.experiment, dict(resolved), run_dir, None)
-    return ScoreRun(backbone, evaluator, tracker, reporter, adapter, step, config.unet_scale, config.text_encoder_scale)
+    return ScoreRun(backbone, evaluator, tracker, reporter, left, step, config.unet_scale, config.text_encoder_scale)

@@ -9,9 +9,11 @@ import torch
 from boothlab.config import BackboneConfig, Precision
 from boothlab.diffusion.backbone import Backbone, load_backbone, local_folder, weights_identity
 from boothlab.diffusion.lora import shed_adapters
+from boothlab.evaluation.efficientnet import EfficientNetEncoder, load_efficientnet
 from boothlab.evaluation.encoders import ClipEncoder, DinoEncoder
 from boothlab.evaluation.loading import load_clip, load_dino
 from boothlab.files import sha256_file
+from boothlab.packing.pack import view_for_this_job
 
 T = TypeVar("T")
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
@@ -23,6 +25,10 @@ class Kept(Generic[T]):
     def __init__(self, size: int):
         self.size = size
         self._values: dict[Hashable, T] = {}
+
+    def forget(self, key: Hashable) -> None:
+        """Drop the value under `key`, if there is one."""
+        self._values.pop(key, None)
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
         """The value under `key`; on a miss an old one goes before the new one is made, so both never fill memory."""
@@ -38,6 +44,7 @@ class Kept(Generic[T]):
 _backbones: Kept[Backbone] = Kept(1)
 _clips: Kept[ClipEncoder] = Kept(1)
 _dinos: Kept[DinoEncoder] = Kept(1)
+_features: Kept[EfficientNetEncoder] = Kept(1)
 _identities: Kept[dict[str, str]] = Kept(8)
 _encoder_identities: Kept[dict[str, str]] = Kept(8)
 
@@ -51,11 +58,14 @@ def _state_of(folder: Path | None) -> Hashable:
 
 
 def shared_backbone(config: BackboneConfig, device: torch.device) -> Backbone:
-    """The frozen model as it was loaded: an adapter that an earlier job left on it is taken off."""
+    """The frozen model as it was loaded: an adapter that an earlier job left on it is taken off.
+
+    One whose own weights it changed is loaded anew. A job of a pack gets its own view of it.
+    """
     key = (*vars(config).items(), str(device), _state_of(local_folder(config.source)))
-    backbone = _backbones.get(
-        key,
-        lambda: load_backbone(
+
+    def load() -> Backbone:
+        return load_backbone(
             config.source,
             name=config.name,
             resolution=config.resolution,
@@ -63,10 +73,13 @@ def shared_backbone(config: BackboneConfig, device: torch.device) -> Backbone:
             dtype=DTYPES[config.precision],
             revision=config.revision,
             variant=config.variant,
-        ),
-    )
+        )
+
+    if _backbones.get(key, load).altered:
+        _backbones.forget(key)
+    backbone = _backbones.get(key, load)
     shed_adapters(backbone)
-    return backbone
+    return view_for_this_job(backbone)
 
 
 def shared_identity(config: BackboneConfig) -> dict[str, str]:
@@ -85,6 +98,11 @@ def shared_dino(source: str, revision: str | None, device: torch.device) -> Dino
     """The DINO that scores."""
     key = (source, revision, str(device), _state_of(Path(source)))
     return _dinos.get(key, lambda: load_dino(source, revision, str(device)))
+
+
+def shared_features(device: torch.device) -> EfficientNetEncoder:
+    """EfficientNet-Lite0."""
+    return _features.get(str(device), lambda: load_efficientnet(device))
 
 
 def encoder_identity(source: str, revision: str | None) -> dict[str, str]:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import boothlab
+from boothlab.building.methods import check_optimizer, method_settings, put_on, words_plan
 from boothlab.building.parts import (
-    attach_adapters,
     build_backbone,
     build_device,
     build_sampler_settings,
@@ -26,9 +26,11 @@ from boothlab.building.photos import (
     build_subject,
     caption_hashes,
     fill,
+    say_what_is_captioned,
     say_what_the_audit_found,
 )
 from boothlab.building.shared import shared_identity
+from boothlab.building.tag_captions import tagger_identity
 from boothlab.cache import Cache, cache_root
 from boothlab.config import NOT_HASHED, BackboneConfig, TrainConfig
 from boothlab.diffusion.backbone import Backbone
@@ -36,10 +38,11 @@ from boothlab.diffusion.sampling import Sampler
 from boothlab.dreambooth.checkpoints import newest_checkpoint
 from boothlab.dreambooth.data import TrainingData, TrainingImage
 from boothlab.dreambooth.evaluate import BaseSamples, EvaluationPlan, Evaluator
-from boothlab.dreambooth.module import DreamBoothModule
+from boothlab.dreambooth.module import DreamBoothModule, WholeNetworks
 from boothlab.dreambooth.run import TrainingRun
 from boothlab.errors import UserError
 from boothlab.files import clear_run, shown
+from boothlab.packing.pack import in_a_pack
 from boothlab.progress import Reporter
 from boothlab.tracking.manifest import config_hash, read_manifest, write_manifest
 from boothlab.tracking.redaction import redact
@@ -81,6 +84,7 @@ def adapter_settings(config: TrainConfig, full_hash: str, run_dir: Path, step: i
         "instance_prompt": config.subject.instance_prompt,
         "prior_preservation": config.prior.enabled,
         "lr": config.optim.lr,
+        **method_settings(config),
     }
 
 
@@ -90,7 +94,11 @@ def _backbone_settings(config: BackboneConfig) -> dict[str, Any]:
 
 
 def _build_module(
-    config: TrainConfig, backbone: Backbone, data: TrainingData, resume: tuple[Path, int] | None
+    config: TrainConfig,
+    backbone: Backbone,
+    data: TrainingData,
+    resume: tuple[Path, int] | None,
+    whole: WholeNetworks | None,
 ) -> DreamBoothModule:
     if config.trainer.gradient_checkpointing:
         backbone.unet.enable_gradient_checkpointing()
@@ -106,6 +114,8 @@ def _build_module(
         seed=config.seed,
         gradient_checkpointing=config.trainer.gradient_checkpointing,
         resumed_at=resume[1] if resume else 0,
+        words=words_plan(config),
+        whole=whole,
     )
 
 
@@ -156,21 +166,23 @@ def build_training_run(
     set_threads(config.trainer.threads)
     set_determinism(config.trainer.deterministic)
     device, cache = build_device(config.trainer.accelerator), Cache(cache_root(config.paths.cache))
+    check_optimizer(config, device.type)
     subject = build_subject(config.subject, cache)
     say_what_the_audit_found(subject.audit, reporter)
+    say_what_is_captioned(config.subject, subject, reporter)
     backbone = build_backbone(config.backbone, device)
     identity = shared_identity(config.backbone)
     evaluator = build_evaluator(config, backbone, subject, run_dir, BaseSamples(cache, identity))
     prior = build_prior(config, backbone, cache, identity, reporter)
     data = build_data(config, backbone, subject, prior, cache, identity)
     warn_of_long_prompts(backbone, [*data.prompts, *(evaluator.plan.all_prompts if evaluator else ())], reporter)
-    counts = attach_adapters(backbone, config.lora, config.seed)
+    counts, whole = put_on(config, backbone)
     inputs, full_hash = _inputs(subject, prior), config_hash(resolved, NOT_HASHED)
     captions = caption_hashes(config.subject, subject.audit)
     if config.paths.overwrite:  # only now: whatever is wrong with the input is known, and nothing was lost by it
         clear_run(run_dir)
     resume = _resume_point(run_dir, inputs, captions, identity, reporter)
-    module = _build_module(config, backbone, data, resume)
+    module = _build_module(config, backbone, data, resume, whole)
     write_manifest(
         run_dir,
         resolved_config=resolved,
@@ -178,11 +190,16 @@ def build_training_run(
         seed=config.seed,
         inputs=inputs,
         captions=captions,
-        weights={"backbone": identity, **(encoder_identities(config.encoders) if evaluator else {})},
+        weights={
+            "backbone": identity,
+            **(encoder_identities(config.encoders) if evaluator else {}),
+            **tagger_identity(config.subject),
+        },
         command=command,
         device=str(device),
         not_hashed=NOT_HASHED,
         parent=parent,
+        packed=in_a_pack(),
     )
     resume_step = resume[1] if resume else None
     tracker = build_tracker(config.tracking, run_dir.name, config.experiment, resolved, run_dir, resume_step)

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from boothlab.errors import UserError
 from boothlab.files import shown, write_text
@@ -17,9 +17,13 @@ from boothlab.reporting.export import (
     write_parquet,
 )
 from boothlab.reporting.markdown import to_markdown
-from boothlab.reporting.runs import RunRecord, find_runs, is_editing, is_run_folder, read_run
+from boothlab.reporting.runs import RunRecord, find_runs, is_captioning, is_editing, is_run_folder, read_run
 from boothlab.reporting.study import Study, build_study
 
+if TYPE_CHECKING:
+    from boothlab.reporting.votes import HumanStudy
+
+NO_PARQUET = "no runs.parquet: that takes pyarrow (pip install 'boothlab[parquet]')"
 SEVERAL = Path("outputs") / "report"
 """Where the report of several folders goes."""
 USAGE = "boothlab report DIR… [options], or boothlab report --compare RUN_A RUN_B"
@@ -58,40 +62,70 @@ def run(argv: list[str]) -> int:
         _compare([], arguments.compare, Path(arguments.out) if arguments.out else None, reporter)
         return 0
     out = Path(arguments.out) if arguments.out else (folders[0] if len(folders) == 1 else SEVERAL)
-    editing = [is_editing(path) for path in find_runs(folders)]
-    if all(editing):
-        _check_editing_only(arguments)
-    else:
-        _report_trainings(folders, out, arguments, reporter)
+    editing = [is_editing(path) for path in _without_captionings(find_runs(folders), reporter)]
+    _check_kinds(arguments, editing)
+    human = _human(arguments.votes, [*folders, out], editing) if arguments.votes else None
+    records: list[RunRecord] = []
+    if not all(editing):
+        records += _report_trainings(folders, out, arguments, reporter, human)
     if any(editing):
-        _report_edits(folders, out, arguments, reporter, prefix="" if all(editing) else "edit_")
+        prefix = "" if all(editing) else "edit_"
+        records += _report_edits(folders, out, arguments, reporter, human, prefix)
+    if arguments.compare:
+        _compare(records, arguments.compare, out, reporter)
     return 0
 
 
-def _report_trainings(folders: list[Path], out: Path, arguments: argparse.Namespace, reporter: Reporter) -> None:
-    study = build_study(folders, title=arguments.title, split=arguments.split)
-    if arguments.votes:
-        from boothlab.reporting.votes import read_votes
+def _without_captionings(runs: Sequence[Path], reporter: Reporter) -> list[Path]:
+    """The runs that have scores. Raises UserError if all are of `boothlab caption`, naming the page that one has."""
+    captionings = [path for path in runs if is_captioning(path)]
+    if captionings and len(captionings) == len(runs):
+        page = shown(captionings[0] / "report.html")
+        raise UserError(f"{shown(captionings[0])}: a run of boothlab caption has no scores to compare; see {page}")
+    if captionings:
+        reporter.say(f"left out: runs of boothlab caption, {len(captionings)}, each has its own report.html")
+    return [path for path in runs if path not in captionings]
 
-        keys = sorted(path for folder in (*folders, out) for path in folder.glob("*.key.json"))
-        study.human = read_votes([Path(path) for path in arguments.votes], keys=list(dict.fromkeys(keys)))
+
+def _human(votes: Sequence[str], folders: Sequence[Path], editing: Sequence[bool]) -> "HumanStudy":
+    """What people voted. Raises UserError if that was about other runs than those of the report."""
+    from boothlab.reporting.votes import read_votes
+
+    keys = sorted(path for folder in folders for path in folder.glob("*.key.json"))
+    human = read_votes([Path(path) for path in votes], keys=list(dict.fromkeys(keys)))
+    if human.is_editing not in editing:
+        kind = "editing runs" if human.is_editing else "training runs"
+        raise UserError(f"--votes: the votes are on {kind}, and these folders hold none; give the folder of both")
+    return human
+
+
+def _report_trainings(
+    folders: list[Path], out: Path, arguments: argparse.Namespace, reporter: Reporter, human: "HumanStudy | None"
+) -> list[RunRecord]:
+    study = build_study(folders, title=arguments.title, split=arguments.split)
+    study.human = human if human is None or not human.is_editing else None
     _say_what_is_in_it(study, reporter)
     _write(study, out, arguments, reporter)
-    if arguments.compare:
-        _compare(study.runs, arguments.compare, out, reporter)
     if arguments.wandb:
         _publish(study, arguments, reporter)
+    return study.runs
 
 
 def _report_edits(
-    folders: list[Path], out: Path, arguments: argparse.Namespace, reporter: Reporter, *, prefix: str
-) -> None:
+    folders: list[Path],
+    out: Path,
+    arguments: argparse.Namespace,
+    reporter: Reporter,
+    human: "HumanStudy | None",
+    prefix: str,
+) -> list[RunRecord]:
     """The report of the editing runs; beside that of trainings its files have a prefix."""
-    from boothlab.reporting.edit_export import write_edit_csv
+    from boothlab.reporting.edit_export import write_edit_csv, write_edit_parquet
     from boothlab.reporting.edit_markdown import edit_markdown
     from boothlab.reporting.edit_study import build_edit_study
 
     study = build_edit_study(folders, title=arguments.title, split=arguments.split)
+    study.human = human if human is not None and human.is_editing else None
     tables = sum(len(group.tables) for group in study.groups)
     counted = [(len(study.runs), "finished editing run"), (tables, "table")]
     reporter.say(", ".join(f"{count} {what}{'' if count == 1 else 's'}" for count, what in counted))
@@ -105,6 +139,12 @@ def _report_edits(
         reporter.say(shown(out / f"{prefix}report.html"), tag="page   ", style="green")
     write_edit_csv(study, out / f"{prefix}runs.csv", out / "edits.csv")
     reporter.say(f"{shown(out / f'{prefix}runs.csv')}, edits.csv", tag="numbers", style="green")
+    if parquet_available():
+        write_edit_parquet(study, out / f"{prefix}runs.parquet", out / "edits.parquet")
+        reporter.say(f"{shown(out / f'{prefix}runs.parquet')}, edits.parquet", tag="numbers", style="green")
+    else:
+        reporter.say(NO_PARQUET)
+    return [run.record for run in study.runs]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -160,11 +200,10 @@ def _check(arguments: argparse.Namespace) -> None:
         require_parquet()
 
 
-def _check_editing_only(arguments: argparse.Namespace) -> None:
+def _check_kinds(arguments: argparse.Namespace, editing: Sequence[bool]) -> None:
     """Raises UserError for what only a report of trainings has."""
-    for name in ("compare", "votes", "wandb", "parquet"):
-        if getattr(arguments, name):
-            raise UserError(f"--{name} is for training runs, and these folders hold runs of boothlab edit only")
+    if arguments.wandb and all(editing):
+        raise UserError("--wandb is for training runs, and these folders hold runs of boothlab edit only")
 
 
 def _say_what_is_in_it(study: Study, reporter: Reporter) -> None:
@@ -201,20 +240,39 @@ def _write(study: Study, out: Path, arguments: argparse.Namespace, reporter: Rep
         write_checkpoints_parquet(everything, out / "checkpoints.parquet")
         reporter.say(f"{shown(out / 'runs.parquet')}, checkpoints.parquet", tag="numbers", style="green")
     else:
-        reporter.say("no runs.parquet: that takes pyarrow (pip install 'boothlab[parquet]')")
+        reporter.say(NO_PARQUET)
 
 
 def _compare(runs: Sequence[RunRecord], names: Sequence[str], out: Path | None, reporter: Reporter) -> None:
     """Write the page of questions, in `out` or beside the first of the two runs."""
-    from boothlab.reporting.compare import key_path, write_comparison
+    from boothlab.reporting.comparison import key_path
 
     run_a, run_b = (_run_named(runs, name) for name in names)
     if run_a.folder == run_b.folder:
         raise UserError(f"--compare: {run_a.name} is given twice; name two runs")
+    editing = is_editing(run_a.folder)
+    if editing != is_editing(run_b.folder):
+        raise UserError(
+            f"--compare: of {run_a.name} and {run_b.name} one is a training and one an edit; name two alike"
+        )
     path = (out or run_a.folder.parent) / f"compare-{run_a.name}-{run_b.name}.html"
-    write_comparison(run_a, run_b, path)
+    if editing:
+        _compare_edits(run_a, run_b, path, reporter)
+    else:
+        from boothlab.reporting.compare import write_comparison
+
+        write_comparison(run_a, run_b, path)
     reporter.say(shown(path), tag="compare", style="green")
     reporter.say(f"{shown(key_path(path))} says which is which: keep it, and do not show it to those who vote")
+
+
+def _compare_edits(run_a: RunRecord, run_b: RunRecord, path: Path, reporter: Reporter) -> None:
+    from boothlab.reporting.edit_compare import write_edit_comparison
+    from boothlab.reporting.edit_runs import read_edit_run
+
+    asked, there = write_edit_comparison(read_edit_run(run_a.folder), read_edit_run(run_b.folder), path)
+    of = f" of {there}, drawn at random" if asked < there else ""
+    reporter.say(f"{asked} pairs of pictures{of}, two questions each")
 
 
 def _run_named(runs: Sequence[RunRecord], name: str) -> RunRecord:

@@ -1,10 +1,11 @@
-"""`boothlab train`: one DreamBooth-LoRA run, or with -m one for each combination."""
+"""`boothlab train`: one DreamBooth run, or with -m one for each combination."""
 
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from boothlab.commands.dry_run import asks_for_one, normalised, show_one
 from boothlab.commands.help import HelpPage, asks_for_help, print_help
 from boothlab.compose.jobs import Multirun
 from boothlab.compose.run import run as run_composed
@@ -20,13 +21,15 @@ from boothlab.tracking.manifest import RunStatus, config_hash, read_manifest
 HELP = HelpPage(
     config_name="train",
     usage="boothlab train [group=option …] [key=value …] [-m]",
-    about="One DreamBooth-LoRA run, evaluated at every checkpoint; with -m one run for each combination of values.",
+    about="One DreamBooth run, evaluated at every checkpoint; with -m one run for each combination of values.",
     examples=(
         ("boothlab train", "the built-in miniature, a minute and a half on two CPU cores"),
         ("boothlab train subject=bear lora.train_text_encoder=true prior.enabled=true", "another toy, more is trained"),
         ("boothlab train backbone=sd15 subject=folder subject.images=photos subject.class_noun=dog", "your own photos"),
         ("boothlab train backbone=sd15 backbone.source=/models/sd15", "weights from a local diffusers folder"),
         ("boothlab train -m optim.lr=1e-3,1e-4 lora.rank=4,16 seed=0,1", "eight runs"),
+        ("boothlab train method=textual_inversion", "a word alone; also full and pivotal"),
+        ("boothlab train backbone=sdxl memory=low --dry-run", "what it would train, take and need; nothing is done"),
         ("boothlab train backbone=sd15 --cfg job --resolve", "show the config and stop"),
     ),
 )
@@ -36,6 +39,9 @@ def run(argv: list[str]) -> int:
     """Run the command and return its exit code."""
     if asks_for_help(argv):
         return print_help(HELP, argv)
+    argv = normalised(argv)
+    if asks_for_one(argv):
+        return show_one(HELP.config_name, argv)
     options, left = take_options(argv)
 
     def multirun(jobs: Multirun) -> int:

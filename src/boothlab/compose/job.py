@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
@@ -73,14 +74,23 @@ class Job(Generic[T]):
 
         The latter are exit codes above 128, and the -1 of submitit, which queues the job again: it has no outcome yet.
         """
-        alone = HydraConfig.get().mode != RunMode.MULTIRUN
+        return self.begin(node)()
+
+    def begin(self, node: DictConfig) -> Callable[[], Outcome]:
+        """Note what Hydra says of this job as long as it is the current one; returns the job, to be run at any time."""
+        hydra = HydraConfig.get()
+        alone, run_dir = hydra.mode != RunMode.MULTIRUN, Path(hydra.runtime.output_dir)
+        overrides = [str(word) for word in hydra.overrides.task]
         logging.raiseExceptions = False  # a log that cannot be written, on a full disk, is no news beside the disk
         if not alone:  # one of many only speaks up to warn
             logging.getLogger("boothlab").setLevel(logging.WARNING)
         _keep_secrets_out_of_files()
+        return partial(self._run, node, run_dir, alone, overrides)
+
+    def _run(self, node: DictConfig, run_dir: Path, alone: bool, overrides: list[str]) -> Outcome:
         try:
             config, resolved = load(node, self.schema)
-            value = self.body(config, resolved, Path(HydraConfig.get().runtime.output_dir), not alone)
+            value = self.body(config, resolved, run_dir, not alone)
             return Outcome(headline(value) if isinstance(value, Mapping) else math.nan, value=value)
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
@@ -90,7 +100,7 @@ class Job(Generic[T]):
         except Exception as error:
             if alone:
                 return Outcome(exception=error)
-            return _report(error, HydraConfig.get().overrides.task)
+            return _report(error, overrides)
 
 
 def _keep_secrets_out_of_files() -> None:

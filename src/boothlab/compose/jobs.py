@@ -21,6 +21,7 @@ from boothlab.compose.mistakes import BAD_INPUT, explain
 from boothlab.compose.naming import run_name
 from boothlab.compose.typed import load
 from boothlab.errors import UserError
+from hydra_plugins.boothlab_packed import PackTask
 
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
@@ -212,7 +213,11 @@ def _launch(hydra: Hydra, name: str, fixed: Sequence[str], jobs: Sequence[Planne
     callbacks = Callbacks(cfg)
     callbacks.on_multirun_start(config=cfg, config_name=name)
     context = HydraContext(config_loader=hydra.config_loader, callbacks=callbacks)
-    launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=job, config=cfg)
-    returned = launcher.launch([list(one.overrides) for one in jobs], initial_job_idx=0)
+    words = [list(one.overrides) for one in jobs]
+    size = int(OmegaConf.select(cfg, "sweep.pack", default=1))
+    packs = [words[start : start + size] for start in range(0, len(words), size)] if size > 1 else []
+    task = PackTask(context, job, cfg, packs) if packs else job
+    launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=cfg)
+    returned = launcher.launch([pack[0] for pack in packs] or words, initial_job_idx=0)
     callbacks.on_multirun_end(config=cfg, config_name=name)
-    return [one.return_value for one in returned]
+    return [outcome for one in returned for outcome in (one.return_value if packs else [one.return_value])]

@@ -1,14 +1,21 @@
 """Registers the schemas in Hydra's ConfigStore and the resolvers that name run folders; importing this does it."""
 
+import importlib.util
 from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 import boothlab
+from boothlab.compose.dreambench import dreambench
 from boothlab.compose.naming import folder_name, run_name_of_node
 from boothlab.config import SampleConfig, ScoreConfig, TrainConfig
+from boothlab.config_caption import CaptionConfig
+from boothlab.config_clusters import ClustersConfig
 from boothlab.config_edit import EditConfig
+from boothlab.config_evaluate import EvaluateConfig
+from boothlab.config_hotels import HotelsConfig
+from boothlab.config_inspect import InspectConfig
 from boothlab.errors import UserError
 
 #: the schema of each primary config in conf/, by the config's name
@@ -17,6 +24,11 @@ SCHEMAS: dict[str, type] = {
     "sample": SampleConfig,
     "score": ScoreConfig,
     "edit": EditConfig,
+    "evaluate": EvaluateConfig,
+    "caption": CaptionConfig,
+    "hotels": HotelsConfig,
+    "clusters": ClustersConfig,
+    "inspect": InspectConfig,
 }
 
 
@@ -43,9 +55,25 @@ def sized(small: str, full: str, *, _root_: DictConfig) -> str:
     return small if OmegaConf.select(_root_, "backbone.source") == "dollhouse" else full
 
 
+def pick(key: str, table: DictConfig) -> object:
+    """`${pick:${method},{lora:1e-3,full:1e-4}}`: what a table says for another key's value; UserError if nothing."""
+    name = getattr(key, "name", key)  # an enum, or its name
+    if name not in table:
+        raise UserError(f"{name}: is not in the table {', '.join(map(str, table))} of the config file")
+    return table[name]
+
+
+def installed(module: str, then: str, otherwise: str) -> str:
+    """`${installed:MODULE,A,B}`: A where the package is there, else B; the run's config says which it was."""
+    return then if importlib.util.find_spec(module) is not None else otherwise
+
+
 # At import and not in a function: a worker process of a parallel launcher imports this module, and then has them too.
 for _name, _schema in SCHEMAS.items():
     ConfigStore.instance().store(name=f"{_name}_schema", node=_schema, provider="boothlab")
 OmegaConf.register_new_resolver("run_name", run_name_of_node, replace=True)
 OmegaConf.register_new_resolver("folder", folder_name, replace=True)
 OmegaConf.register_new_resolver("sized", sized, replace=True)
+OmegaConf.register_new_resolver("pick", pick, replace=True)
+OmegaConf.register_new_resolver("installed", installed, replace=True)
+OmegaConf.register_new_resolver("dreambench", dreambench, replace=True)

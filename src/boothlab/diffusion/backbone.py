@@ -46,9 +46,15 @@ class Backbone:
     The VAE stays in float32 whatever the precision: in half precision it makes black images (diffusers #4736).
     """
 
+    #: the words of `diffusion/learned_words.py`, if there are any
+    learned: Any = None
+    #: whether weights of the networks themselves were changed
+    altered = False
+
     def __init__(self, pipeline: Any, name: str, resolution: int, device: torch.device, dtype: torch.dtype):
         self.pipeline, self.name, self.resolution, self.device, self.dtype = pipeline, name, resolution, device, dtype
         self.is_sdxl = type(pipeline).__name__ == "StableDiffusionXLPipeline"
+        self.words: list[str] = []  # what textual inversions have added to the tokenizer
         self.unet: UNet2DConditionModel = pipeline.unet
         self.vae: AutoencoderKL = pipeline.vae
         self.noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
@@ -86,17 +92,24 @@ class Backbone:
         """Token ids [B, T] for each text encoder, padded and cut to its context."""
         return {
             name: tokenizer(
-                list(prompts), padding="max_length", max_length=tokenizer.model_max_length, truncation=True,
-                return_tensors="pt",
+                [self.spell(prompt) for prompt in prompts], padding="max_length",
+                max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt",
             ).input_ids
             for name, tokenizer in self.tokenizers.items()
         }  # fmt: skip
+
+    def spell(self, prompt: str) -> str:
+        """The prompt as the tokenizer reads it: with placeholders where it names a learned word."""
+        return prompt if self.learned is None else str(self.learned.spell(prompt))
 
     def truncated(self, prompts: Sequence[str]) -> list[tuple[str, int, int]]:
         """(prompt, tokens, limit) of each prompt that is longer than the text encoder can read."""
         tokenizer = self.pipeline.tokenizer
         limit = tokenizer.model_max_length
-        lengths = [(prompt, len(tokenizer(prompt, truncation=False, verbose=False).input_ids)) for prompt in prompts]
+        lengths = [
+            (prompt, len(tokenizer(self.spell(prompt), truncation=False, verbose=False).input_ids))
+            for prompt in prompts
+        ]
         return [(prompt, length, limit) for prompt, length in lengths if length > limit]
 
     def embed(self, token_ids: dict[str, Tensor]) -> TextEmbedding:
@@ -145,6 +158,10 @@ class Backbone:
         )
         prediction: Tensor = output[0].float()
         return prediction
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of a loss with respect to whatever the networks carry that is trained."""
+        loss.backward()
 
 
 def first_line(error: Exception) -> str:

@@ -1,6 +1,5 @@
-"""The adapter: attach it, initialise it from its own seed stream, save it so that any tool loads it, load it back."""
+"""The adapter: attach it, initialise it from its own seed stream, save it for any tool, load any tool's."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -8,23 +7,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig as PeftLoraConfig
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
-from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from boothlab.diffusion.backbone import Backbone, first_line
+from boothlab.diffusion.formats.architecture import of_backbone
+from boothlab.diffusion.formats.container import peft_files, safetensors_bytes
+from boothlab.diffusion.formats.diffusers_format import FILE_NAME, METADATA_KEY
+from boothlab.diffusion.formats.inject import add_words, inject
+from boothlab.diffusion.formats.read import read_adapter, refuse_zero
+from boothlab.diffusion.learned_words import shed_words
+from boothlab.diffusion.variants import (
+    load_variant,
+    lycoris_layers,
+    lycoris_state,
+    magnitudes,
+    peft_config,
+    read_variant,
+    shed_variants,
+    start_lycoris,
+    variant_metadata,
+    variant_of,
+)
 from boothlab.errors import UserError
 from boothlab.files import PICKLED, shown, write_bytes
 from boothlab.quiet import quiet_libraries
 from boothlab.seeding import Stream, generator
 
 log = logging.getLogger(__name__)
-FILE_NAME = "pytorch_lora_weights.safetensors"
 ADAPTER = "boothlab"
-METADATA_KEY = "lora_adapter_metadata"  # diffusers' own key: it carries rank and alpha to load_lora_weights
 
 
 def lora_layers(module: nn.Module) -> dict[str, LoraLayer]:
@@ -68,19 +80,23 @@ def attach(
     init: str,
     targets: Sequence[str],
     seed: int,
+    variant: str = "lora",
 ) -> int:
     """Add a trainable float32 adapter to the layers whose names end in one of `targets`; returns how many layers.
 
     Each layer's down matrix is drawn from its own generator, so that neither the order of layers nor anything drawn
     before can change it: N(0, 1/rank) for `gaussian` as in diffusers, Kaiming-uniform for `kaiming` as in the LoRA
-    paper's code. The up matrix is zero. Raises UserError when a target matches no layer.
+    paper's code. The up matrix is zero. LoHa and LoKr start as in peft, whatever `init` says. Raises UserError when a
+    target matches no layer.
     """
     if init not in ("gaussian", "kaiming"):
         raise ValueError(f"init={init}: gaussian or kaiming")
     _check_targets(module, component, targets)
-    settings = PeftLoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets))
+    settings = peft_config(variant, rank, alpha, dropout, targets)
     with torch.random.fork_rng(devices=[]):  # peft draws its own start from the global generator; it is replaced below
         module.add_adapter(settings, adapter_name=ADAPTER)  # type: ignore[operator]
+    if variant in ("loha", "lokr"):
+        return start_lycoris(module, component, seed)
     layers = lora_layers(module)
     for name, layer in layers.items():
         down, up = _matrices_of(layer)
@@ -97,8 +113,17 @@ def attach(
 
 def shed_adapters(backbone: Backbone) -> None:
     """Take every adapter off and leave the networks as they were loaded: frozen, in eval mode, on their device."""
+    shed_words(backbone)
+    for module in (backbone.unet, *backbone.text_encoders.values()):
+        if lycoris_layers(module):
+            shed_variants(module)
+    if backbone.words:
+        with quiet_libraries(), torch.random.fork_rng(devices=[]):
+            backbone.pipeline.unload_textual_inversion(list(backbone.words))
+        backbone.words.clear()
     if any(lora_layers(module) for module in (backbone.unet, *backbone.text_encoders.values())):
         backbone.pipeline.unload_lora_weights()
+    backbone.vae.to(backbone.device)  # a training may have parked it
     if backbone.unet.is_gradient_checkpointing:
         backbone.unet.disable_gradient_checkpointing()
     for module in (backbone.unet, *backbone.text_encoders.values()):
@@ -106,7 +131,7 @@ def shed_adapters(backbone: Backbone) -> None:
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The adapter's parameters by name, in a fixed order."""
+    """The parameters that are trained, by name, in a fixed order."""
     return dict(sorted((name, value) for name, value in module.named_parameters() if value.requires_grad))
 
 
@@ -145,28 +170,26 @@ def save_adapter(folder: Path, components: Mapping[str, nn.Module], settings: Ma
             peft_settings[f"{component}.r"] = config.r
             peft_settings[f"{component}.lora_alpha"] = config.lora_alpha
             peft_settings[f"{component}.target_modules"] = sorted(config.target_modules)
-    if not peft_settings:
+            if variant_of(module) == "dora":
+                peft_settings[f"{component}.use_dora"] = True
+    state = adapter_state(components) | magnitudes(components) | lycoris_state(components)
+    if not state:
         raise ValueError("no component carries an adapter: nothing to save")
-    metadata = {
-        "format": "pt",
-        METADATA_KEY: json.dumps(peft_settings, sort_keys=True),
-        "boothlab": json.dumps(dict(settings), sort_keys=True),
-    }
+    metadata = {"format": "pt", "boothlab": json.dumps(dict(settings), sort_keys=True), **variant_metadata(components)}
+    if peft_settings:
+        metadata[METADATA_KEY] = json.dumps(peft_settings, sort_keys=True)
     path = folder / FILE_NAME
-    write_bytes(path, _in_order(to_safetensors(adapter_state(components), metadata=metadata)))
+    write_bytes(path, safetensors_bytes(state, metadata))
     return path
 
 
-def _in_order(data: bytes) -> bytes:
-    """A safetensors file with its header sorted: the library writes metadata in another order every time."""
-    size = int.from_bytes(data[:8], "little")
-    header = json.dumps(json.loads(data[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode("ascii")
-    header += b" " * (-len(header) % 8)  # tensors start at a multiple of eight bytes
-    return len(header).to_bytes(8, "little") + header + data[8 + size :]
-
-
 def find_adapter(path: Path) -> Path:
-    """The adapter file meant by a run folder, a LoRA folder or a file. Raises UserError when there is none."""
+    """The adapter meant by a run folder, a LoRA folder or a file: its file, or the folder for one that PEFT wrote.
+
+    Raises UserError when there is none.
+    """
+    if path.is_dir() and peft_files(path) and not (path / FILE_NAME).is_file():
+        return path
     if path.is_file():
         candidates = [path]
     else:
@@ -191,10 +214,12 @@ def _refuse_pickle(path: Path) -> None:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """The settings boothlab wrote into an adapter file; empty for a file of another tool.
+    """The settings boothlab wrote into an adapter file, whatever its format; empty for a file of another tool.
 
     Raises UserError when the file cannot be read.
     """
+    if path.is_dir() and (files := peft_files(path)):
+        path = files[0]
     _refuse_pickle(path)
     try:
         with safe_open(path, framework="pt") as file:
@@ -218,11 +243,13 @@ def load_adapter(
     *,
     beside: Sequence[str] = (),
 ) -> str:
-    """Load an adapter file through diffusers' own loader, at one scale for the UNet and one for the text encoders.
+    """Load an adapter of any known format, at one scale for the UNet and one for the text encoders.
 
-    The matrices stay in float32 and are frozen. `beside` names the adapters that are loaded already and go on acting;
-    the name of the new one is returned. Raises UserError when the file is unreadable, when any of its keys found no
-    layer, or when the backbone carries another adapter; the backbone is then as it was, or bare of all `beside`.
+    diffusers puts the layers in; each then gets the numbers of the file in float32, its own rank and its own alpha,
+    frozen. Embeddings of new words that came with it can be used in prompts. `beside` names the adapters that are
+    loaded already and go on acting; the name of the new one is returned. Raises UserError when the file is unreadable,
+    when any of its keys found no layer, or when the backbone carries another adapter; the backbone is then as it was,
+    or bare of all `beside`.
     """
     read_metadata(path)
     components = {"unet": backbone.unet, **backbone.text_encoders}
@@ -232,18 +259,21 @@ def load_adapter(
         raise UserError(
             f"{shown(path)}: the backbone {backbone.name} carries an adapter already; load a fresh backbone"
         )
+    if said := read_variant(path):
+        _load_variant(backbone, path, said, (unet_scale, text_encoder_scale), beside)
+        return adapter
     try:
-        with quiet_libraries(), torch.random.fork_rng(devices=[]):
-            backbone.pipeline.load_lora_weights(
-                str(path.parent),
-                weight_name=path.name,
-                adapter_name=adapter,
-                use_safetensors=True,
-                local_files_only=True,
-            )
-        _match(path, backbone, components, adapter)
+        weights = read_adapter(path, of_backbone(backbone))
+        if weights.is_zero and "boothlab" in weights.metadata:
+            log.warning("%s: the adapter's update is zero; images will be the bare backbone's", shown(path))
+        else:
+            refuse_zero(weights, path)
+        with quiet_libraries(), torch.random.fork_rng(devices=[]):  # peft and new words draw their starts from it
+            for component, held in weights.components.items():
+                inject(backbone, component, held, adapter)
+            add_words(backbone, weights.embeddings, path)
     except Exception as error:
-        backbone.pipeline.unload_lora_weights()
+        shed_adapters(backbone)
         if isinstance(error, UserError):
             raise
         raise UserError(f"{shown(path)}: does not fit the backbone {backbone.name} ({first_line(error)})") from error
@@ -256,38 +286,13 @@ def load_adapter(
     return adapter
 
 
-def _match(path: Path, backbone: Backbone, components: Mapping[str, nn.Module], adapter: str) -> None:
-    """Find every matrix of the file in the backbone, and give it back the precision it has in the file.
-
-    Loaders pass over keys they do not know (diffusers #6399), and round to the backbone's precision. Matrices are
-    compared by content, since every tool has its own names for them.
-    """
-    held = {key: value for key, value in load_file(path).items() if not key.endswith(".alpha")}
-    contents = {key: _content(value, backbone.dtype) for key, value in held.items()}
-    by_content = {contents[key]: value for key, value in held.items()}
-    layers = [layer for module in components.values() for layer in lora_layers(module).values()]
-    layers = [layer for layer in layers if adapter in layer.lora_A]
-    found, met = 0, set()
-    for layer in layers:
-        for matrix in _matrices_of(layer, adapter):
-            content = _content(matrix.detach(), backbone.dtype)
-            value = by_content.get(content)
-            if value is not None:
-                found += 1
-                met.add(content)
-                matrix.data = value.to(matrix.device, torch.float32).reshape(matrix.shape)
-    if found != len(held) or found != 2 * len(layers):
-        lost = [shown(key) for key in sorted(held) if contents[key] not in met]
-        without = f" (without one: {', '.join(lost[:3])}{', …' if len(lost) > 3 else ''})" if lost else ""
-        raise UserError(
-            f"{shown(path)}: has {len(held)} matrices, of which {found} found a layer of the backbone {backbone.name}"
-            f"{without}; it was made for another architecture, or its keys carry another tool's prefix"
-        )
-    if not any(bool(_matrices_of(layer, adapter)[1].any()) for layer in layers):
-        log.warning("%s: the adapter's update is zero; images will be the bare backbone's", shown(path))
-
-
-def _content(value: Tensor, dtype: torch.dtype) -> bytes:
-    """A digest of a matrix's numbers at a precision."""
-    numbers = value.to("cpu", dtype).to(torch.float32).contiguous()
-    return hashlib.sha256(numbers.numpy().tobytes()).digest()
+def _load_variant(
+    backbone: Backbone, path: Path, said: Mapping[str, Any], scales: tuple[float, float], beside: Sequence[str]
+) -> None:
+    if beside or any(lycoris_layers(module) for module in (backbone.unet, *backbone.text_encoders.values())):
+        raise UserError(f"{shown(path)}: a DoRA, LoHa or LoKr goes with no other adapter; load it alone")
+    try:
+        load_variant(backbone, path, said, *scales)
+    except UserError:
+        shed_adapters(backbone)
+        raise

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,11 +144,19 @@ class Sampler:
             pipeline.scheduler = build_sampler(self.settings.scheduler, scheduler.config)
             for network in networks:
                 network.eval()
-            yield
+            with self._arithmetic():
+                yield
         finally:
             pipeline.scheduler = scheduler
             for module, mode in modes:
                 module.training = mode
+
+    def _arithmetic(self) -> AbstractContextManager[Any]:
+        """Networks that are trained whole are float32 in a half-precision backbone: computed with as in training."""
+        backbone = self.backbone
+        if all(network.dtype == backbone.dtype for network in (backbone.unet, *backbone.text_encoders.values())):
+            return nullcontext()
+        return torch.autocast(backbone.device.type, dtype=backbone.dtype)
 
     def batches(self, requests: Sequence[Request]) -> Iterator[Tensor]:
         """Draw the images, a uint8 [B, 3, H, W] tensor a batch, in the order asked for."""

@@ -18,6 +18,7 @@ import torch.distributed as distributed
 import torch.multiprocessing as multiprocessing
 from torch import nn
 
+from boothlab.dollhouse.captioner_parts import Captioner
 from boothlab.dollhouse.control_parts import Adapter, Control
 from boothlab.dollhouse.edit_judge import EditJudgePart
 from boothlab.dollhouse.editor_parts import Instruct
@@ -28,9 +29,9 @@ from boothlab.seeding import derive_seed
 PART_NAMES = ("vae", "diffusion", "clip", "dino", "judge", "decoder")
 EDITOR_NAMES = ("instruct", "control_canny", "control_depth", "adapter_canny", "adapter_depth", "edit_judge")
 DEFAULT_MINUTES = {"vae": 15.0, "diffusion": 60.0, "clip": 12.0, "dino": 12.0, "judge": 5.0, "decoder": 10.0}
-EVERY_PART = (*PART_NAMES, *EDITOR_NAMES)
+EVERY_PART = (*PART_NAMES, "captioner", *EDITOR_NAMES)
 DEFAULT_MINUTES |= {"instruct": 35.0, "control_canny": 12.0, "control_depth": 12.0}
-DEFAULT_MINUTES |= {"adapter_canny": 10.0, "adapter_depth": 10.0, "edit_judge": 3.0}
+DEFAULT_MINUTES |= {"adapter_canny": 10.0, "adapter_depth": 10.0, "edit_judge": 3.0, "captioner": 35.0}
 
 
 @dataclass
@@ -169,12 +170,14 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def build_part(name: str, seed: int, out: Path, device: str, compiled: bool) -> Part:
     """The part of that name, freshly initialised.
 
-    `diffusion` and `decoder` need the finished VAE under `out`, the editors the finished pipeline.
+    `diffusion` and `decoder` need the finished VAE under `out`, the editors the finished pipeline, the captioner CLIP.
     """
     if name == "diffusion":
         return Diffusion(seed, device, out, compiled)
     if name == "decoder":
         return Decoder(seed, device, out)
+    if name == "captioner":
+        return Captioner(seed, device, out)
     if name == "instruct":
         return Instruct(seed, device, out, compiled)
     method, _, kind = name.partition("_")
@@ -230,6 +233,10 @@ def main(argv: list[str] | None = None) -> None:
         from boothlab.dollhouse.score import score_weights
 
         print(score_weights(args.out, device=args.device))
+        if (args.out / "captioner").is_dir():
+            from boothlab.dollhouse.caption_score import score_captioner
+
+            print("\n" + score_captioner(args.out, args.device))
         return
     args.work.mkdir(parents=True, exist_ok=True)
     args.out.mkdir(parents=True, exist_ok=True)

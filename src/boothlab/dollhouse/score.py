@@ -257,6 +257,16 @@ def measure(
     }
 
 
+def row_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Rows (as `measure` gives them) as the lines of a Markdown table."""
+    lines = ["| bar | required | measured | trials | passed |", "|---|---|---|---|---|"]
+    for row in rows:
+        required = "–" if row["required"] is None else f"≥ {row['required']:g} {row['unit']}"
+        passed = {None: "–", True: "yes", False: "NO"}[row["passed"]]
+        lines.append(f"| {row['bar']} | {required} | {row['measured']:.1f} {row['unit']} | {row['count']} | {passed} |")
+    return lines
+
+
 def as_table(scores: dict[str, Any]) -> str:
     """The scores as Markdown: the settings, the bars, the costs."""
     how = scores["sampling"]
@@ -264,13 +274,8 @@ def as_table(scores: dict[str, Any]) -> str:
         f"Scored on {scores['device']}, {scores['threads']} torch threads. Generated images: {how['images']}, "
         f"{how['sampler']}, {how['steps']} steps, guidance {how['guidance']:g}, seed {how['seed']}.",
         "",
-        "| bar | required | measured | trials | passed |",
-        "|---|---|---|---|---|",
+        *row_lines(scores["rows"]),
     ]
-    for row in scores["rows"]:
-        required = "–" if row["required"] is None else f"≥ {row['required']:g} {row['unit']}"
-        passed = {None: "–", True: "yes", False: "NO"}[row["passed"]]
-        lines.append(f"| {row['bar']} | {required} | {row['measured']:.1f} {row['unit']} | {row['count']} | {passed} |")
     lines += ["", "| part | steps | minutes | device |", "|---|---|---|---|"]
     for part, cost in scores["pretraining"].items():
         lines.append(f"| {part} | {cost['steps']} | {cost['seconds'] / 60:.1f} | {cost['device']} |")

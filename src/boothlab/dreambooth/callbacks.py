@@ -13,9 +13,18 @@ from boothlab.dreambooth.checkpoints import adapter_parameters, restore_checkpoi
 from boothlab.dreambooth.ema import AdapterEma
 from boothlab.dreambooth.evaluate import Evaluator, OnScores, evaluate_into
 from boothlab.dreambooth.module import DreamBoothModule
+from boothlab.dreambooth.offload import Parking
+from boothlab.dreambooth.optimizers import WORDS, EvalWeights
 from boothlab.progress import Bar, Reporter
 from boothlab.tracking import metrics
 from boothlab.tracking.run import Tracker
+
+LR_KEYS = {
+    "unet": metrics.TRAIN_LR_UNET,
+    "text_encoder": metrics.TRAIN_LR_TEXT_ENCODER,
+    WORDS: metrics.TRAIN_LR_EMBEDDINGS,
+}
+"""The metric of each parameter group's learning rate."""
 
 
 def optimizer_step(trainer: pl.Trainer, module: DreamBoothModule) -> int:
@@ -43,17 +52,17 @@ class EmaCallback(StepCallback):
 
     def __init__(self, decay: float):
         self.decay = decay
-        self.ema: AdapterEma | None = None
+        self.ema: AdapterEma | EvalWeights | None = None
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         if self.ema is None:
             self.ema = AdapterEma(adapter_parameters(module), self.decay)
 
     def after_step(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
-        assert self.ema is not None
+        assert isinstance(self.ema, AdapterEma)
         self.ema.update(step)
 
-    def take(self, module: DreamBoothModule, average: dict[str, torch.Tensor]) -> None:
+    def take(self, module: DreamBoothModule, average: dict[str, torch.Tensor], optimizer: Any) -> None:
         """Go on from a saved average."""
         self.ema = AdapterEma(adapter_parameters(module), self.decay)
         self.ema.take(average)
@@ -61,6 +70,23 @@ class EmaCallback(StepCallback):
     def lent(self) -> AbstractContextManager[None]:
         """The networks with the average in them."""
         return self.ema.lent() if self.ema else nullcontext()
+
+
+class ScheduleFreeCallback(EmaCallback):
+    """In the average's place for schedule-free, which averages by itself."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0)
+
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        self.take(module, {}, trainer.optimizers[0])
+
+    def after_step(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
+        """Nothing: the optimizer has seen to it."""
+
+    def take(self, module: DreamBoothModule, average: dict[str, torch.Tensor], optimizer: Any) -> None:
+        """Lend what this optimizer stands for; there is no other average."""
+        self.ema = EvalWeights(adapter_parameters(module), optimizer, {})
 
 
 class ResumeCallback(pl.Callback):
@@ -74,7 +100,7 @@ class ResumeCallback(pl.Callback):
         found = restore_checkpoint(self.folder, module, trainer.optimizers[0], schedule)
         self.clock.window = found.log_window
         if self.ema:
-            self.ema.take(module, found.average)
+            self.ema.take(module, found.average, trainer.optimizers[0])
 
 
 class LogCallback(StepCallback):
@@ -107,7 +133,7 @@ class LogCallback(StepCallback):
         keys = {"loss": metrics.TRAIN_LOSS, "instance": metrics.TRAIN_LOSS_INSTANCE, "prior": metrics.TRAIN_LOSS_PRIOR}
         row = {key: self.window[name] / self.window["count"] for name, key in keys.items() if name in self.window}
         for name, rate in module.rates.items():
-            row[metrics.TRAIN_LR_UNET if name == "unet" else metrics.TRAIN_LR_TEXT_ENCODER] = rate
+            row[LR_KEYS[name]] = rate
         row[metrics.TRAIN_GRAD_NORM] = float(module.latest["grad_norm"])
         row[metrics.TRAIN_STEP_SECONDS] = (time.perf_counter() - self._since) / max(1, self._steps)
         row[metrics.TRAIN_EPOCH] = module.micro_step * module.data.batch_size / len(module.data.instance)
@@ -128,11 +154,15 @@ class EvaluationCallback(StepCallback):
         clock: LogCallback,
         ema: EmaCallback | None,
         on_scores: OnScores | None = None,
+        parking: Parking | None = None,
     ):
         self.evaluator, self.tracker, self.reporter = evaluator, tracker, reporter
         self.every, self.clock, self.ema, self.on_scores = every, clock, ema, on_scores
+        self.parking = parking
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        if self.parking is not None:
+            self.parking.park()  # Lightning has just moved the text encoders to its device
         if module.resumed_at == 0:
             self.evaluator.note_ceilings(self.tracker)
             self._evaluate(0)
@@ -142,7 +172,7 @@ class EvaluationCallback(StepCallback):
             self._evaluate(step)
 
     def _evaluate(self, step: int) -> None:
-        with self._weights():
+        with self._weights(), self.parking.fetched() if self.parking else nullcontext():
             found = evaluate_into(self.evaluator, step, self.tracker, self.reporter)
         if self.on_scores is not None and step > 0:
             self.on_scores(step, found.scores)
@@ -150,6 +180,16 @@ class EvaluationCallback(StepCallback):
 
     def _weights(self) -> AbstractContextManager[None]:
         return self.ema.lent() if self.ema else nullcontext()
+
+
+class ParkCallback(pl.Callback):
+    """Parks what training does not need where nothing is evaluated."""
+
+    def __init__(self, parking: Parking):
+        self.parking = parking
+
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        self.parking.park()
 
 
 class CheckpointCallback(StepCallback):

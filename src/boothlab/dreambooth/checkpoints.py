@@ -1,7 +1,8 @@
-"""Resume checkpoints: the adapter, the optimizer and the counters, as safetensors and JSON, never the base model."""
+"""Resume checkpoints: what is trained, the optimizer and the counters, as safetensors and JSON; nothing frozen."""
 
 import json
 import logging
+import shutil
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from boothlab.diffusion.backbone import first_line
-from boothlab.diffusion.lora import save_adapter, trainable
+from boothlab.diffusion.lora import trainable
 from boothlab.dreambooth.ema import AdapterEma
 from boothlab.dreambooth.module import DreamBoothModule
+from boothlab.dreambooth.optimizers import EvalWeights, numbers_of, restore_numbers
+from boothlab.dreambooth.saving import save_small
 from boothlab.errors import UserError, is_out_of_memory
 from boothlab.files import atomic_directory, read_json, sha256_bytes, sha256_file, shown, write_bytes, write_json
 
@@ -29,7 +32,7 @@ def folder_name(step: int) -> str:
     return f"step_{step:06d}"
 
 
-def adapter_parameters(module: DreamBoothModule) -> dict[str, Tensor]:
+def adapter_parameters(module: DreamBoothModule) -> dict[str, nn.Parameter]:
     """All trained parameters by component and name, in the optimizer's order."""
     return {
         f"{component}.{name}": value
@@ -45,11 +48,12 @@ def save_checkpoint(
     schedule: Any,
     step: int,
     settings: dict[str, Any],
-    ema: AdapterEma | None = None,
+    ema: AdapterEma | EvalWeights | None = None,
     log_window: dict[str, float] | None = None,
 ) -> Path:
-    """Write `checkpoints/step_NNNNNN/` whole or not at all: the adapter as users load it, and what resuming needs.
+    """Write `checkpoints/step_NNNNNN/` whole or not at all: what users load, and what resuming needs.
 
+    Whole networks are written for users at the end of the run alone, and of their checkpoints only the newest is kept.
     With an average, the adapter file holds the average, which is what was evaluated; resuming needs the weights too.
     `log_window` is what the next row of metrics.jsonl has summed up so far.
     """
@@ -58,15 +62,22 @@ def save_checkpoint(
     for name, value in adapter_parameters(module).items():
         tensors[f"parameter/{name}"] = value.detach()
         for key, moment in optimizer.state.get(value, {}).items():
-            tensors[f"optimizer/{key}/{name}"] = moment
+            if isinstance(moment, Tensor):
+                tensors[f"optimizer/{key}/{name}"] = moment
     tensors |= {f"ema/{name}": value for name, value in (ema.shadow if ema else {}).items()}
     with atomic_directory(folder, replace=True) as building:
         write_bytes(building / TENSORS, to_safetensors({k: v.cpu().contiguous() for k, v in tensors.items()}))
         with ema.lent() if ema else nullcontext():
-            save_adapter(building, dict(module.networks.items()), settings)
+            save_small(building, building, module, settings)
         hashes = {path.name: sha256_file(path) for path in sorted(building.iterdir())}
         state = {"step": step, "schedule": _plain_schedule(schedule), "log_window": log_window or {}, "files": hashes}
+        if numbers := numbers_of(optimizer, adapter_parameters(module)):
+            state["optimizer"] = numbers
         write_json(building / STATE, {**state, "sha256": _digest(state)})
+    if module.whole is not None:
+        for older in sorted(folder.parent.glob("step_*")):
+            if older.name < folder.name:
+                shutil.rmtree(older)
     return folder
 
 
@@ -146,6 +157,7 @@ def _restore(folder: Path, module: DreamBoothModule, optimizer: Any, schedule: A
                     key: moment if key == "step" else moment.to(value.device) for key, moment in moments.items()
                 }
     state: Any = read_json(folder / STATE)
+    restore_numbers(optimizer, adapter_parameters(module), state.get("optimizer", {}))
     # Only the counters that were saved: a scheduler takes whatever it is given for its own attributes.
     counters = {key: state["schedule"][key] for key in _plain_schedule(schedule)}
     schedule.load_state_dict({**schedule.state_dict(), **counters})

@@ -13,6 +13,8 @@ from boothlab.diffusion.backbone import Backbone
 from boothlab.images.load import Crop, fit
 from boothlab.seeding import Stream, derive_seed, generator
 
+#: images the VAE encodes at once; another number may change the last bits
+ENCODED_TOGETHER = 16
 #: names what `variants_of` does to a picture; to be changed with it, so that no cached latent of another recipe is used
 PREPROCESSING = "shorter side Lanczos, whole-pixel crop, mirror"
 
@@ -82,7 +84,7 @@ def encode_images(
     seed: int,
     cache: Cache,
     vae_identity: Mapping[str, str],
-    batch_size: int = 16,
+    batch_size: int = ENCODED_TOGETHER,
 ) -> LatentTable:
     """Encode every variant of every picture once; the cache is keyed by content, preprocessing and the VAE's hash."""
 
@@ -105,6 +107,7 @@ def encode_images(
         "vae": dict(vae_identity),
         # Another thread count or device changes the last bits, and a rerun must be exact.
         "numerics": {"device": backbone.device.type, "threads": torch.get_num_threads()},
+        **({} if batch_size == ENCODED_TOGETHER else {"encoded_together": batch_size}),
     }
     tensors = cache.get_or_make("latents", key, make)
     rows, start = [], 0

@@ -13,9 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from boothlab.cache import Cache
+from boothlab.diffusion.learned_words import without_words
 from boothlab.diffusion.sampling import Request, Sampler
 from boothlab.dreambooth.checkpoints import folder_name
-from boothlab.evaluation.scoring import EvaluationResult, GeneratedImage, Scorer
+from boothlab.evaluation.scoring import FEATURES, EvaluationResult, GeneratedImage, Scorer
 from boothlab.files import csv_cell, write_json, write_text
 from boothlab.images.grid import build_grid, save_png, to_pil
 from boothlab.progress import Reporter
@@ -76,7 +77,8 @@ def balanced(result: EvaluationResult) -> float:
 class BaseSamples:
     """The bare backbone's images, kept in the cache: every run of the same backbone, prompts and seeds starts there.
 
-    A new adapter's update is zero, so at step 0 the backbone with it draws what the backbone without it draws.
+    A new adapter's update is zero, so at step 0 the backbone with it draws what the backbone without it draws. New
+    words are left unread for it.
     """
 
     cache: Cache
@@ -85,6 +87,7 @@ class BaseSamples:
     def draw(self, sampler: Sampler, requests: Sequence[Request], progress: Callable[[int], None] | None) -> Tensor:
         """The images [N, 3, H, W] uint8, drawn now or taken from the cache."""
         backbone = sampler.backbone
+        upcast = {} if backbone.unet.dtype == backbone.dtype else {"unet": str(backbone.unet.dtype)}
         key = {
             "weights": dict(self.identity),
             "sampler": asdict(sampler.settings),
@@ -94,10 +97,12 @@ class BaseSamples:
             # Another device, thread count or library changes the last bits, and a rerun must be exact.
             "numerics": {"device": backbone.device.type, "threads": torch.get_num_threads()},
             "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
+            **upcast,
         }
-        return self.cache.get_or_make("base-samples", key, lambda: {"images": sampler.draw(requests, progress)})[
-            "images"
-        ]
+        with without_words(backbone):
+            drawn = self.cache.get_or_make("base-samples", key, lambda: {"images": sampler.draw(requests, progress)})
+        sampler.forget_prompts()
+        return drawn["images"]
 
 
 class Evaluator:
@@ -118,6 +123,11 @@ class Evaluator:
     def _key(self, key: str) -> str:
         """Scores of miniature or unusual encoders carry the encoder's name."""
         return metrics.variant(key, self.plan.metric_suffix) if self.plan.metric_suffix else key
+
+    def _feature_key(self, key: str) -> str:
+        """What a further encoder measures always carries that encoder's name, without its revision."""
+        encoder = self.scorer.features
+        return metrics.variant(key, encoder.name.partition("@")[0]) if encoder is not None else key
 
     def evaluate(self, step: int, progress: Callable[[int], None] | None = None) -> Evaluated:
         """Draw, score and write. The training's streams are not touched."""
@@ -154,6 +164,7 @@ class Evaluator:
             "pres": metrics.PRES,
         }
         values = {self._key(key): result.overall.get(name) for name, key in names.items()}
+        values |= {self._feature_key(metrics.FEATURE_SIMILARITY): result.overall.get(FEATURES)}
         scalars = {key: float(value) for key, value in values.items() if value is not None}
         scalars[self._key(metrics.BALANCED)] = balanced(result)
         scalars[metrics.CONSTANT_IMAGES] = float(result.constant_images)
@@ -162,7 +173,9 @@ class Evaluator:
     def ceilings(self) -> dict[str, float]:
         """Real against real, self-pairs excluded; left out for a single photo."""
         keys = {"clip_i": metrics.CLIP_I_CEILING, "dino": metrics.DINO_CEILING}
-        found = {self._key(keys[name]): value for name, value in self.scorer.ceiling().items()}
+        values = self.scorer.ceiling()
+        found = {self._key(keys[name]): values[name] for name in keys}
+        found[self._feature_key(metrics.FEATURE_SIMILARITY_CEILING)] = values.get(FEATURES)
         return {key: value for key, value in found.items() if value is not None}
 
     def note_ceilings(self, tracker: Tracker) -> None:
@@ -206,7 +219,8 @@ def evaluate_into(evaluator: Evaluator, step: int, tracker: Tracker, reporter: R
     tracker.log_images(step, "samples/grid", [(found.grid, caption)])
     rows = [score.to_dict() for score in found.result.per_image]
     tracker.log_table(step, "samples/scores", list(rows[0]), [list(row.values()) for row in rows])
-    scores = "  ".join(f"{label} {found.result.overall[name]:.3f}" for label, name in HEADLINE)
+    headline = [*HEADLINE, *([("features", FEATURES)] if evaluator.scorer.features is not None else [])]
+    scores = "  ".join(f"{label} {found.result.overall[name]:.3f}" for label, name in headline)
     reporter.say(f"step {step:>5}  {scores}  ({found.scalars[metrics.SAMPLING_SECONDS]:.1f} s drawing)")
     for warning in found.result.warnings if step > 0 else ():
         reporter.warn(warning)

@@ -1,22 +1,34 @@
-"""DreamBooth-LoRA as a LightningModule: noise, predict, loss, on one screen."""
+"""DreamBooth training as a LightningModule, whatever is trained: noise, predict, loss, on one screen."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 
 from boothlab.config import LossConfig, OptimConfig
 from boothlab.diffusion.backbone import Backbone, TextEmbedding
 from boothlab.diffusion.lora import trainable
 from boothlab.dreambooth.data import Batch, TrainingData
+from boothlab.dreambooth.optimizers import WordsPlan, build_optimizer, build_schedule, parameter_groups
 from boothlab.errors import NonFiniteLossError
 from boothlab.seeding import Stream, derive_seed, generator
 
 
+@dataclass(frozen=True)
+class WholeNetworks:
+    """The networks of which every weight is trained, and the precision they are saved in."""
+
+    networks: dict[str, nn.Module]
+    dtype: torch.dtype
+
+
 class DreamBoothModule(pl.LightningModule):
-    """Trains the adapters that `backbone` carries. `resumed_at` is the optimizer step a resumed run starts from."""
+    """Trains what `backbone` carries that is trainable: adapters, learned words or whole networks.
+
+    `resumed_at` is the optimizer step a resumed run starts from.
+    """
 
     def __init__(
         self,
@@ -32,10 +44,13 @@ class DreamBoothModule(pl.LightningModule):
         seed: int,
         gradient_checkpointing: bool = False,
         resumed_at: int = 0,
+        words: WordsPlan | None = None,
+        whole: WholeNetworks | None = None,
     ):
         super().__init__()
         self.networks = nn.ModuleDict({"unet": backbone.unet, **backbone.text_encoders})
         self.backbone, self.data, self.optim_config, self.loss_config = backbone, data, optim, loss
+        self.words, self.whole = words, whole
         self.prior_weight, self.dropout, self.accumulate = prior_weight, dropout, accumulate
         self.max_steps, self.seed, self.resumed_at = max_steps, seed, resumed_at
         self.checkpointing = gradient_checkpointing
@@ -68,6 +83,9 @@ class DreamBoothModule(pl.LightningModule):
         self.remember(loss, instance, prior)
         self.micro_step += 1
         return loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        self.backbone.backward(loss)  # which knows whose networks it asked
 
     def target(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
         """What the UNet should say: the noise, or the velocity (Salimans & Ho 2022) for models trained on it."""
@@ -155,29 +173,15 @@ class DreamBoothModule(pl.LightningModule):
             network.train(self.dropout > 0 or self.checkpointing)
 
     def configure_optimizers(self) -> Any:
-        optim = self.optim_config
-        unet = list(trainable(self.backbone.unet).values())
-        text = [value for encoder in self.backbone.text_encoders.values() for value in trainable(encoder).values()]
-        groups: list[dict[str, Any]] = [{"params": unet, "lr": optim.lr, "name": "unet"}]
-        if text:
-            text_lr = optim.lr if optim.text_encoder_lr is None else optim.text_encoder_lr
-            groups.append({"params": text, "lr": text_lr, "name": "text_encoder"})
-        optimizer = torch.optim.AdamW(
-            groups, betas=(optim.betas[0], optim.betas[1]), eps=optim.eps, weight_decay=optim.weight_decay
-        )
-        schedule = get_scheduler(
-            optim.schedule.value,
-            optimizer,
-            num_warmup_steps=optim.warmup_steps,
-            num_training_steps=self.max_steps,
-            num_cycles=optim.restarts,
-            power=optim.power,
-        )
+        optimizer = build_optimizer(self.optim_config, parameter_groups(self.backbone, self.optim_config, self.words))
+        schedule = build_schedule(self.optim_config, optimizer, self.max_steps, self.words)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
+        if self.words is not None:
+            self.rest(optimizer, self.words)
         parameters = [value for group in optimizer.param_groups for value in group["params"]]
         limit = self.optim_config.grad_clip
         norm = nn.utils.clip_grad_norm_(parameters, limit if limit is not None else float("inf"))
@@ -189,6 +193,14 @@ class DreamBoothModule(pl.LightningModule):
                 "lower optim.lr or use backbone.precision=fp32"
             )
         self.rates = {group["name"]: group["lr"] for group in optimizer.param_groups}  # before the schedule moves on
+
+    def rest(self, optimizer: Any, words: WordsPlan) -> None:
+        """Take the gradients of groups that rest at this step: an optimizer leaves alone what has none."""
+        step = self.resumed_at + self.trainer.global_step
+        for group in optimizer.param_groups:
+            if words.rests(group["name"], step):
+                for value in group["params"]:
+                    value.grad = None
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Nothing: checkpoints are written by `dreambooth/checkpoints.py` and hold the adapter, not the base model."""

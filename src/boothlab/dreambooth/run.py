@@ -11,19 +11,22 @@ import pytorch_lightning as pl
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch.utils.data import DataLoader
 
-from boothlab.config import TrainerConfig
-from boothlab.diffusion.lora import save_adapter
+from boothlab.config import OptimizerName, TrainerConfig
 from boothlab.dreambooth.callbacks import (
     BarCallback,
     CheckpointCallback,
     EmaCallback,
     EvaluationCallback,
     LogCallback,
+    ParkCallback,
     ResumeCallback,
+    ScheduleFreeCallback,
 )
 from boothlab.dreambooth.checkpoints import restore_checkpoint
 from boothlab.dreambooth.evaluate import Evaluator, OnScores
 from boothlab.dreambooth.module import DreamBoothModule
+from boothlab.dreambooth.offload import Parking
+from boothlab.dreambooth.saving import save_all
 from boothlab.errors import memory_explained
 from boothlab.loops import quiet_lightning, signals_told
 from boothlab.progress import Bar, Reporter
@@ -57,13 +60,20 @@ def _callbacks(run: TrainingRun, bar: Bar) -> list[pl.Callback]:
     """In the order they act after a step. Saving comes last: a checkpoint means that all before it is written."""
     config = run.trainer_config
     ema = EmaCallback(config.ema_decay) if config.ema_decay is not None else None
+    if run.module.optim_config.optimizer is OptimizerName.schedule_free:
+        ema = ScheduleFreeCallback()
+    parking = Parking(run.module.backbone) if config.offload else None
     log = LogCallback(run.tracker, config.log_every)
     callbacks: list[pl.Callback] = [ResumeCallback(run.resume_from[0], log, ema)] if run.resume_from else []
     callbacks += [*([ema] if ema else []), log, BarCallback(bar)]
     if run.evaluator is not None:
         callbacks.append(
-            EvaluationCallback(run.evaluator, run.tracker, run.reporter, run.evaluate_every, log, ema, run.on_scores)
+            EvaluationCallback(
+                run.evaluator, run.tracker, run.reporter, run.evaluate_every, log, ema, run.on_scores, parking
+            )
         )
+    elif parking is not None:
+        callbacks.append(ParkCallback(parking))
     callbacks.append(CheckpointCallback(run.run_dir, config.checkpoint_every, run.settings, log, ema))
     return callbacks
 
@@ -100,7 +110,7 @@ def _restore_only(run: TrainingRun, callbacks: list[pl.Callback]) -> None:
     found = restore_checkpoint(run.resume_from[0], run.module, optimizers["optimizer"], schedule)
     for callback in callbacks:
         if isinstance(callback, EmaCallback):
-            callback.take(run.module, found.average)
+            callback.take(run.module, found.average, optimizers["optimizer"])
 
 
 def execute(run: TrainingRun, extra_callbacks: Sequence[pl.Callback] = ()) -> None:
@@ -121,6 +131,6 @@ def execute(run: TrainingRun, extra_callbacks: Sequence[pl.Callback] = ()) -> No
     ema = next((callback for callback in callbacks if isinstance(callback, EmaCallback)), None)
     settings = run.settings(config.max_steps)
     with ema.lent() if ema else nullcontext():
-        path = save_adapter(run.run_dir / "lora", dict(run.module.networks.items()), settings)
+        paths = save_all(run.run_dir, run.module, settings)
     run.tracker.note("timings", {"training_seconds": round(time.perf_counter() - started, 3)})
-    run.tracker.log_artifact(f"lora-{run.run_dir.name}", "model", [path], settings)
+    run.tracker.log_artifact(f"lora-{run.run_dir.name}", "model", paths, settings)

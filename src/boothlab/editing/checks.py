@@ -7,6 +7,7 @@ import numpy as np
 
 from boothlab.diffusion.sampling import SAMPLERS
 from boothlab.editing.conditions import require_opencv
+from boothlab.editing.edits import Edit
 from boothlab.editing.models import EditParts
 from boothlab.editing.requests import (
     COMPUTED_CONTROLS,
@@ -117,13 +118,18 @@ def _check_input(
     _refuse(width < 1 or height < 1, f"{where}: the image has no pixels ({width}×{height})")
     _refuse(one.image.mode != "RGB", f"{where}: the image is {one.image.mode}, not RGB; convert it")
     wanted = needs(method, settings)
-    for name in wanted.given:
-        if name in MEANS and not (getattr(one, name) or "").strip():
-            raise UserError(f"{where}: method={method} needs {MEANS[name]}; give {name}")
+    check_texts(method, where, one, settings)
     if "mask" in wanted.given:
         _check_mask(where, method, one, parts)
     for kind in wanted.controls:
         _check_control(where, kind, one, parts)
+
+
+def check_texts(method: EditMethod, where: str, one: EditInput | Edit, settings: EditSettings) -> None:
+    """Raise UserError if a text that the method cannot do without is missing; `where` says of which image."""
+    for name in needs(method, settings).given:
+        if name in MEANS and not (getattr(one, name) or "").strip():
+            raise UserError(f"{where}: method={method} needs {MEANS[name]}; give {name}")
 
 
 def _check_mask(where: str, method: EditMethod, one: EditInput, parts: EditParts | None) -> None:

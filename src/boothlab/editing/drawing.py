@@ -13,6 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch.utils.data import DataLoader
 
+from boothlab.editing.checks import check, check_texts
 from boothlab.editing.edits import EditTask
 from boothlab.editing.methods import (
     EditInput,
@@ -20,7 +21,6 @@ from boothlab.editing.methods import (
     EditOutput,
     EditParts,
     EditSettings,
-    check,
     edit_batch,
     needs,
 )
@@ -113,8 +113,12 @@ class Canvas:
             mask=task.mask() if task.mask else None,
             controls={kind: task.controls[kind]() for kind in kinds if kind in task.controls},
             seed=item.seed,
-            name=f"{task.image_name}, {task.edit.name}",
+            name=self.name_of(item),
         )
+
+    def name_of(self, item: Item) -> str:
+        """What messages call it."""
+        return f"{item.task.image_name}, {item.task.edit.name}"
 
     def draw(self, items: Sequence[Item]) -> None:
         """Make a batch of equal settings and write it; images of several sizes are made size by size."""
@@ -179,6 +183,19 @@ class _Drawing(pl.LightningModule):
             self.bar.advance(len(batch))
 
 
+def _check_all(canvas: Canvas, items: Sequence[Item], batches: Sequence[Sequence[Item]]) -> None:
+    """Refuse what would not work before the first long computation: texts of all, pictures and settings of some."""
+    for batch in batches:
+        task = batch[0].task
+        try:
+            check(canvas.method, [canvas.input_of(batch[0])], settings_for(task, canvas.settings), canvas.parts)
+        except UserError as error:
+            named = not task.edit.settings or str(error).startswith(canvas.name_of(batch[0]))
+            raise (error if named else UserError(f"the edit {shown(task.edit.name)}: {error}")) from error
+    for item in items:
+        check_texts(canvas.method, canvas.name_of(item), item.task.edit, canvas.settings)
+
+
 def draw_all(
     canvas: Canvas, items: Sequence[Item], batch_size: int, trainer_arguments: Mapping[str, Any], reporter: Reporter
 ) -> float:
@@ -187,8 +204,7 @@ def draw_all(
     if not missing:
         return 0.0
     batches = batches_of(missing, canvas.settings, batch_size)
-    for batch in batches:  # before the first long computation
-        check(canvas.method, [canvas.input_of(batch[0])], settings_for(batch[0].task, canvas.settings), canvas.parts)
+    _check_all(canvas, missing, batches)
     remedy = f"lower batch_size={batch_size}, or the size of the images"
     started = time.perf_counter()
     quiet_lightning()

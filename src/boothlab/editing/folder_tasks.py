@@ -76,7 +76,7 @@ def folder_tasks(
         for row in wanted:
             _mask_path(row, edits, name)
     edits_hash = {f"edits/{edits.name}": sha256_file(edits)}
-    return _tasks(folder, edits, chosen, dict(captions or {}), edits_hash, rejected, warn)
+    return _tasks(folder, edits, chosen, captions if captions is not None else {}, edits_hash, rejected, warn)
 
 
 def _tasks(
@@ -97,7 +97,8 @@ def _tasks(
                 raise
             rejected(path, error.reason)
             continue
-        found = _caption_of(name, folder, captions, warn)
+        asked = any(not row.edit.source_caption for row in rows)  # a caption may have to be made
+        found = _caption_of(name, folder, captions if asked else {}, warn)
         for row in rows:
             caption = _Caption(row.edit.source_caption, "file") if row.edit.source_caption else found
             mask, mask_hash = _mask_path(row, edits, name), {}

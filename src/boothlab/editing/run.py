@@ -10,6 +10,7 @@ import numpy as np
 
 from boothlab.editing.drawing import Canvas, Drawn, Item, draw_all
 from boothlab.editing.edits import EditTask
+from boothlab.editing.logged import log_pictures, log_settings, shared_parameters
 from boothlab.editing.record import PairRow, write_grid, write_pictures, write_scores
 from boothlab.evaluation.edit_definitions import definitions, with_values
 from boothlab.evaluation.edit_metrics import EDIT_SCORES, EditScore, metric_key
@@ -23,6 +24,7 @@ from boothlab.tracking.run import Tracker
 SOURCE_STEP, EDITED_STEP = 0, 1
 """The steps that scores are logged under: the unedited sources, which every method must beat, and the edits."""
 HEADLINE = ("clip_directional", "clip_image", "clip_t", "psnr_outside", "psnr_truth", "happened")
+BY_CAPTIONS = ("clip_directional", "clip_t")
 MOST_NOTES = 5
 Reader = Callable[[Sequence[Picture]], dict[str, list[str]]]
 """Reads facts in pictures: the name of each fact to its value in every picture."""
@@ -51,10 +53,15 @@ class EditRun:
         sampling = draw_all(self.canvas, self.items, self.batch_size, self.trainer_arguments, self.reporter)
         started = time.perf_counter()
         edited, copied = self._score()
-        seconds = {metrics.SAMPLING_SECONDS: sampling, metrics.SCORING_SECONDS: time.perf_counter() - started}
+        more = {metrics.SAMPLING_SECONDS: sampling, metrics.SCORING_SECONDS: time.perf_counter() - started}
         self._finish(SOURCE_STEP, samples / "step_000000", copied, {})
-        summary = self._finish(EDITED_STEP, self.canvas.folder, edited, seconds)
-        self._show(edited, summary)
+        more |= shared_parameters(self.canvas, self.items)
+        summary = self._finish(EDITED_STEP, self.canvas.folder, edited, more)
+        line = headline(summary)
+        encoders = f"   ({self.suffix} encoders)" if self.suffix else ""
+        grid = write_grid(self.canvas, edited, f"{self.canvas.method.value}   {line}{encoders}")
+        self._log(edited, summary, grid)
+        self._tell(edited, summary, line)
 
     def _score(self) -> tuple[list[PairRow], list[PairRow]]:
         """Every image's scores, and those that its source would have had unedited."""
@@ -80,45 +87,49 @@ class EditRun:
         self.tracker.log(step, {key: value for key, value in values.items() if value is not None} | more)
         return summary
 
-    def _show(self, rows: list[PairRow], summary: EditSummary) -> None:
-        names = [name for name in HEADLINE if name in summary.overall and summary.overall[name].value is not None]
-        line = "  ".join(f"{EDIT_SCORES[name].label} {summary.overall[name].value:.3f}" for name in names)
-        method = self.canvas.method.value
-        encoders = f"   ({self.suffix} encoders)" if self.suffix else ""
-        grid = write_grid(self.canvas, rows, f"{method}   {line}{encoders}")
-        self.tracker.log_images(EDITED_STEP, "samples/grid", [(grid, f"{method}: source, conditions, edits, truth")])
-        facts = [row.facts() | dict(row.score.values) for row in rows]
-        columns = list(dict.fromkeys(key for fact in facts for key in fact))
-        self.tracker.log_table(
-            EDITED_STEP, "samples/scores", columns, [[fact.get(key) for key in columns] for fact in facts]
-        )
-        self.tracker.note("counts", {"images": len(rows), "edits": summary.edits, "sources": summary.images})
-        self.reporter.say(f"{method}: {len(rows)} images   {line}")
-        notes = [note for row in rows for note in (*row.drawn.item.task.notes, *row.drawn.notes)]
+    def _log(self, rows: list[PairRow], summary: EditSummary, grid: Path) -> None:
+        """Counts for the summary; pictures, tables and curves for W&B."""
+        counts = {"images": len(rows), "edits": summary.edits, "sources": summary.images}
+        counts["table_rows"] = log_pictures(self.tracker, self.canvas, rows, grid, EDITED_STEP)
+        log_settings(self.tracker, self.canvas, rows, EDITED_STEP)
+        self.tracker.note("counts", counts)
+        if counts["table_rows"] < len(rows) and self.tracker.mirrored:
+            self.reporter.say(f"W&B's table of pictures has the first {counts['table_rows']} of {len(rows)}")
+
+    def _tell(self, rows: list[PairRow], summary: EditSummary, line: str) -> None:
+        """What a person should know of the run: the headline, what was odd, and what was not measured."""
+        self.reporter.say(f"{self.canvas.method.value}: {len(rows)} image{'' if len(rows) == 1 else 's'}   {line}")
         for note in self.canvas.parts.notes:
             self.reporter.warn(note)
-        told = list(dict.fromkeys(notes))
+        told = list(dict.fromkeys(note for row in rows for note in (*row.item.task.notes, *row.notes)))
         for note in told[:MOST_NOTES]:
             self.reporter.say(note)
         if len(told) > MOST_NOTES:
             self.reporter.say(f"and {len(told) - MOST_NOTES} more notes, in samples/step_000001/metrics.json")
         missing: dict[tuple[str, int], list[str]] = {}
         for name, mean in summary.overall.items():
-            for reason, count in mean.absent.items() if mean.rows else ():
+            # That a whole run has no masks or answers is known; that its captions do not serve is not.
+            for reason, count in mean.absent.items() if mean.rows or name in BY_CAPTIONS else ():
                 missing.setdefault((reason, count), []).append(EDIT_SCORES[name].label)
         for (reason, count), labels in missing.items():
             more = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
             self.reporter.say(f"{count} of {len(rows)} images have no {labels[0]}{more}: {reason}")
 
 
+def headline(summary: EditSummary) -> str:
+    """The best known scores in one line."""
+    means = {name: summary.overall[name].value for name in HEADLINE if name in summary.overall}
+    return "  ".join(f"{EDIT_SCORES[name].label} {value:.3f}" for name, value in means.items() if value is not None)
+
+
 def _row(drawn: Drawn, score: EditScore, read: Mapping[str, str], steps: int) -> PairRow:
     """A scored image with what is not the scorer's to measure: whether the edit happened, and the steps it took."""
     fact = drawn.item.task.fact
     if fact is None or fact[0] not in read:
-        return PairRow(drawn, score.plus({"effective_steps": float(steps)}, {"happened": "nothing reads it"}))
+        return PairRow.of(drawn, score.plus({"effective_steps": float(steps)}, {"happened": "nothing reads it"}))
     name, wanted = fact
     happened = float(read[name] == wanted)
-    return PairRow(drawn, score.plus({"effective_steps": float(steps), "happened": happened}), read[name])
+    return PairRow.of(drawn, score.plus({"effective_steps": float(steps), "happened": happened}), read[name])
 
 
 def pair_of(drawn: Drawn, *, as_copy: bool = False) -> EditedPair:

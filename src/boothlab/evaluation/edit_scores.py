@@ -25,6 +25,8 @@ from boothlab.evaluation.structure import SpatialEncoder, SpatialVit, structure_
 
 __all__ = ["EDIT_SCORES", "EditScore", "EditScorer", "EditedPair", "did_it_happen", "directional_similarity"]
 
+MOST_CAPTIONS = 1_000
+"""Embeddings that are kept: enough for edits that many images share, and never more with thousands of captions."""
 STILL = 1e-6
 """A difference of unit embeddings this short is rounding, and its direction noise."""
 
@@ -86,7 +88,7 @@ class _Sheet:
 
 
 class EditScorer:
-    """Holds the encoders and every caption met so far, encoded once. Pictures are not kept."""
+    """Holds the encoders and the last captions met, encoded once. Pictures are not kept."""
 
     def __init__(self, clip: TextImageEncoder, dino: SpatialEncoder | DinoEncoder, batch_size: int = 8) -> None:
         """`batch_size` pairs at a time: about 20 MB a pair with DINO ViT-S/16. UserError when it is under 1."""
@@ -125,6 +127,10 @@ class EditScorer:
         captions = (caption for pair in pairs for caption in (pair.source_caption, pair.target_caption))
         new = [text for text in dict.fromkeys(captions) if text and text.strip() and text not in self._texts]
         if new:
+            if self._texts and len(self._texts) + len(new) > MOST_CAPTIONS:
+                self._texts.clear()
+                self._cut.clear()
+                return self._read_captions(pairs)
             self._texts.update(zip(new, self.clip.encode_texts(new), strict=True))
             self._cut.update(zip(new, self.clip.truncated(new), strict=True))
 
@@ -132,7 +138,7 @@ class EditScorer:
         images: dict[tuple[int, str], Picture] = {}
         for index, pair in enumerate(pairs):
             images[index, "source"], images[index, "edited"] = pair.source, pair.edited
-            if pair.mask is not None and pair.mask.any():
+            if pair.mask is not None and _central(pair.mask).any():
                 images[index, "area"] = preservation.blackened(pair.edited, pair.mask)
         features = _encoded(self.clip.encode_images, images)
         for index, (pair, sheet) in enumerate(zip(pairs, sheets, strict=True)):
@@ -144,8 +150,8 @@ class EditScorer:
                 sheet.put("clip_t_edited", None, NO_TARGET_CAPTION)
             else:
                 sheet.put("clip_t", _cosine(edited_D, target_D))
-                area_D, reason = features.get((index, "area")), NO_MASK if pair.mask is None else MASK_EMPTY
-                sheet.put("clip_t_edited", None if area_D is None else _cosine(area_D, target_D), reason)
+                area_D = features.get((index, "area"))
+                sheet.put("clip_t_edited", None if area_D is None else _cosine(area_D, target_D), _no_area(pair.mask))
             self._score_direction(pair, source_D, edited_D, sheet)
             for caption in (pair.source_caption, pair.target_caption):
                 if caption and self._cut.get(caption):
@@ -247,6 +253,20 @@ def _areas(pair: EditedPair) -> dict[str, Area | str]:
         "outside": MASK_FULL if pair.mask.all() else ~pair.mask,
         "inside": pair.mask if pair.mask.any() else MASK_EMPTY,
     }
+
+
+def _central(area: Area) -> Area:
+    """The middle square, which is all that CLIP sees of a picture: the rest it crops away."""
+    side = min(area.shape)
+    top, left = ((length - side) // 2 for length in area.shape)
+    return area[top : top + side, left : left + side]
+
+
+def _no_area(mask: Area | None) -> str:
+    """Why CLIP sees nothing of the edited area: a black picture would have a score, and it would mean nothing."""
+    if mask is None:
+        return NO_MASK
+    return CROPPED_AWAY if mask.any() else MASK_EMPTY
 
 
 def _score_pixels(pair: EditedPair, sheet: _Sheet) -> None:

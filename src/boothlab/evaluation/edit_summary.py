@@ -26,7 +26,7 @@ CORRELATION_RESAMPLES = 2_000
 HEADLINE = "mean of the images' means, each the mean of its edits'"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class EditRow:
     """One edited picture: which image, which edit, by which method and from which seed, and its scores."""
 
@@ -37,7 +37,7 @@ class EditRow:
     seed: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ScoreMean:
     """One score over many rows. `value` is the headline, None when no row has the score.
 
@@ -106,8 +106,8 @@ def summarise(rows: Sequence[EditRow], seed: int, confidence: float = 0.95, resa
         overall[name] = _mean(rows, name, found.low if found else None, found.high if found else None)
     return EditSummary(
         overall,
-        {edit: _means([row for row in rows if row.edit == edit], names) for edit in edits},
-        {image: _means([row for row in rows if row.image == image], names) for image in images},
+        {edit: _means(group, names) for edit, group in _grouped(rows, "edit")},
+        {image: _means(group, names) for image, group in _grouped(rows, "image")},
         len(rows),
         len(images),
         len(edits),
@@ -173,6 +173,14 @@ def _check(rows: Sequence[EditRow]) -> list[str]:
         if missing := [name for name in names if name not in known]:
             raise UserError(f"{row.image}, {row.edit}, seed {row.seed}: {missing[0]} is missing; score this edit again")
     return names
+
+
+def _grouped(rows: Sequence[EditRow], part: str) -> list[tuple[str, list[EditRow]]]:
+    """The rows by edit or by image, sorted by it."""
+    found: dict[str, list[EditRow]] = {}
+    for row in rows:
+        found.setdefault(getattr(row, part), []).append(row)
+    return sorted(found.items())
 
 
 def _means(rows: Sequence[EditRow], names: Sequence[str]) -> dict[str, ScoreMean]:

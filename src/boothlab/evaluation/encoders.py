@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import CLIPModel, CLIPTextConfig, CLIPTokenizer, ViTModel
@@ -75,6 +76,10 @@ class ClipEncoder:
         self.name = name
         self.preprocessing = preprocessing.name
         self.dim = int(model.config.projection_dim or 0)
+
+    def shrink(self, image: Image.Image) -> Image.Image:
+        """An RGB image resized and cropped as the encoder sees it; its features stay what they are, to the bit."""
+        return self._preprocess.resize_and_crop(image)
 
     def encode_images(self, images: Images) -> Tensor:
         """uint8 or [-1, 1] `images` → unit-normalised float32 [B, D] on the CPU."""

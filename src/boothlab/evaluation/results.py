@@ -22,7 +22,10 @@ class GeneratedImage:
 
 @dataclass(frozen=True)
 class ImageScore:
-    """One image's raw cosines, each in [-1, 1]. `clip_t` is against the prompt without the unique token."""
+    """One image's raw cosines, each in [-1, 1]. `clip_t` is against the prompt without the unique token.
+
+    `feature_similarity` is None, and no column, unless a further encoder measured it.
+    """
 
     prompt_index: int
     prompt: str
@@ -31,10 +34,11 @@ class ImageScore:
     dino: float
     clip_t: float
     clip_t_with_token: float
+    feature_similarity: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Column → value, in the order of the fields."""
-        return {column.name: getattr(self, column.name) for column in fields(self)}
+        return _columns(self)
 
 
 @dataclass(frozen=True)
@@ -49,10 +53,18 @@ class PromptScore:
     clip_t: float
     clip_t_with_token: float
     div: float | None
+    feature_similarity: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Column → value, in the order of the fields."""
-        return {column.name: getattr(self, column.name) for column in fields(self)}
+        return _columns(self)
+
+
+def _columns(score: "ImageScore | PromptScore") -> dict[str, Any]:
+    values = {column.name: getattr(score, column.name) for column in fields(score)}
+    if values["feature_similarity"] is None:
+        del values["feature_similarity"]
+    return values
 
 
 @dataclass(frozen=True)

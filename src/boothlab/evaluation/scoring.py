@@ -21,6 +21,7 @@ from boothlab.evaluation.results import (
 
 __all__ = ["EvaluationResult", "GeneratedImage", "ImageScore", "PromptScore", "Scorer", "check_complete", "is_constant"]
 
+FEATURES = "feature_similarity"
 IMAGE_SCORES = ("clip_i", "dino", "clip_t", "clip_t_with_token")
 TOKEN_REMOVED, TOKEN_KEPT, NO_TEXT = "unique token removed", "unique token kept", "no text"
 
@@ -35,25 +36,39 @@ class Scorer:
         references: Sequence[Tensor],
         token: str,
         class_noun: str,
+        features: ImageEncoder | None = None,
     ) -> None:
         """`references` are uint8 [3, H, W] of any sizes, `token` e.g. "sks", `class_noun` e.g. "dog".
 
-        UserError when there are no references.
+        `features` is one more encoder that measures likeness, as `feature_similarity`. UserError when there are no
+        references.
         """
         if len(references) == 0:
             raise UserError("no reference images: at least one photo of the subject is needed")
         self.clip, self.dino, self.token, self.class_noun = clip, dino, token, class_noun
         self._clip_references_RD = clip.encode_images(references)
         self._dino_references_RD = dino.encode_images(references)
+        self.features = features
+        self._feature_references_RD = None if features is None else features.encode_images(references)
         self._text_cache: dict[str, Tensor] = {}
         self._ceilings: dict[str, Ceiling] = {
             "clip_i": fidelity.ceiling(self._clip_references_RD),
             "dino": fidelity.ceiling(self._dino_references_RD),
         }
+        if self._feature_references_RD is not None:
+            self._ceilings[FEATURES] = fidelity.ceiling(self._feature_references_RD)
 
     def ceiling(self) -> dict[str, float | None]:
-        """`clip_i` and `dino` of the real photos among themselves, self-pairs excluded; None for a single photo."""
+        """`clip_i`, `dino` (and `feature_similarity`) of the real photos among themselves; None for a single photo.
+
+        Self-pairs are excluded.
+        """
         return {name: found.value for name, found in self._ceilings.items()}
+
+    @property
+    def reference_features(self) -> tuple[Tensor, Tensor]:
+        """CLIP's and DINO's features of the references, unit float32 [R, D] each."""
+        return self._clip_references_RD, self._dino_references_RD
 
     def preservation(self, class_images: Sequence[Tensor]) -> float:
         """PRES of uint8 [3, H, W] images made from the bare class prompt. UserError when there are none."""
@@ -76,7 +91,7 @@ class Scorer:
         ordered = sorted(images, key=lambda image: (image.prompt_index, image.seed))
         per_image = self._score_images(ordered)
         per_prompt = [self._score_prompt(ordered, per_image, index) for index in _prompt_indices(ordered)]
-        overall: dict[str, float | None] = {name: _accumulated(per_image, name) for name in IMAGE_SCORES}
+        overall: dict[str, float | None] = {name: _accumulated(per_image, name) for name in self._names}
         overall["div"] = perceptual.mean_diversity([prompt.div for prompt in per_prompt])
         if class_images is not None:
             overall["pres"] = self.preservation(class_images)
@@ -104,6 +119,7 @@ class Scorer:
                 fidelity.image_alignment(dino_GD, self._dino_references_RD),
                 fidelity.text_alignment(clip_GD, self._encode_texts(removed)),
                 fidelity.text_alignment(clip_GD, self._encode_texts(kept)),
+                *self._feature_column(pixels),
             ],
             dim=1,
         ).tolist()
@@ -112,11 +128,21 @@ class Scorer:
             for image, row in zip(images, columns, strict=True)
         ]
 
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return IMAGE_SCORES if self.features is None else (*IMAGE_SCORES, FEATURES)
+
+    def _feature_column(self, pixels: Sequence[Tensor]) -> list[Tensor]:
+        """The mean likeness [G] of each image, if there is an encoder for it."""
+        if self.features is None or self._feature_references_RD is None:
+            return []
+        return [fidelity.image_alignment(self.features.encode_images(pixels), self._feature_references_RD)]
+
     def _score_prompt(self, images: Sequence[GeneratedImage], scores: Sequence[ImageScore], index: int) -> PromptScore:
         mine = [score for score in scores if score.prompt_index == index]
         # One prompt at a time: the hidden layers of all images at once would not fit in memory.
         pixels = [image.pixels_CHW for image in images if image.prompt_index == index]
-        means = {name: _mean_of(mine, name) for name in IMAGE_SCORES}
+        means = {name: _mean_of(mine, name) for name in self._names}
         return PromptScore(index, mine[0].prompt, len(mine), **means, div=perceptual.diversity(self.dino, pixels))
 
     def _without_token(self, prompt: str) -> str:
@@ -151,6 +177,9 @@ class Scorer:
             self._ceiling_row("clip_i", self.clip),
             self._ceiling_row("dino", self.dino),
         ]
+        if self.features is not None:
+            rows.append(_row(FEATURES, overall[FEATURES], self.features, NO_TEXT, every, pairs))
+            rows.append(self._ceiling_row(FEATURES, self.features))
         if "pres" in overall:
             pairing = f"all pairs of images of the bare class prompt ({self.class_noun}) and references"
             counts = {"class_images": class_images, "references": references, "pairs": class_images * references}

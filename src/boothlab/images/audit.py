@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from boothlab.errors import UserError
@@ -22,6 +22,8 @@ _NORMAL_SUFFIXES = {
     "AVIF": {".avif", ".avifs"},
 }
 _REASONS_SHOWN = 3
+CAPTION = "caption"
+"""The kind, among what is ignored, of a side-car that is in use."""
 MAX_CAPTION_BYTES = 1 << 16
 """Of a side-car: text encoders read some hundred bytes of it."""
 
@@ -79,7 +81,7 @@ def audit_folder(
     captions: dict[str, Path] = {}
     for path in sidecars:
         used = _stem(path) in stems and captions.setdefault(_stem(path), path) is path
-        audit.ignored.append((path, "caption" if used else "text that is no image's caption"))
+        audit.ignored.append((path, CAPTION if used else "text that is no image's caption"))
     audit.ignored.sort(key=lambda item: item[0].name)
     texts = {stem: read_caption(path, audit.warnings) for stem, path in captions.items()}
     for path in images:
@@ -94,6 +96,36 @@ def audit_folder(
     if not audit.accepted:
         raise UserError(_nothing_usable(audit))
     return audit
+
+
+def captioned_from(audit: Audit, folder: Path) -> Audit:
+    """The same photos with the side-cars of another folder, where they have the photos' names; their own count no more.
+
+    Raises UserError for a folder that is missing, cannot be read, or has no caption for any of the photos.
+    """
+    try:
+        files = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".txt" and path.is_file())
+    except OSError as error:
+        raise UserError(f"the captions folder {shown(folder)} cannot be read ({error.strerror}); check it") from error
+    stems, found = {_stem(photo.path) for photo in audit.accepted}, dict[str, Path]()
+    for path in files:
+        if _stem(path) in stems and not is_clutter(path.name):
+            found.setdefault(_stem(path), path)
+    warnings = list(audit.warnings)
+    texts = {stem: read_caption(path, warnings) for stem, path in found.items()}
+    captioned = [replace(photo, caption=texts.get(_stem(photo.path))) for photo in audit.accepted]
+    bare = [photo.path.name for photo in captioned if photo.caption is None]
+    if len(bare) == len(captioned):
+        raise UserError(
+            f"the captions folder {shown(folder)} has no caption for any photo of {shown(audit.folder)}; "
+            f"that of {shown(bare[0])} would be {shown(Path(bare[0]).stem)}.txt"
+        )
+    if bare:
+        more = f" and {len(bare) - 1} more" if len(bare) > 1 else ""
+        warnings.append(f"{shown(bare[0])}{more} of {len(captioned)} photos have no caption in {shown(folder)}")
+    ignored = [(path, "caption that is not asked for" if kind == CAPTION else kind) for path, kind in audit.ignored]
+    return Audit(folder=audit.folder, accepted=captioned, rejected=audit.rejected, warnings=warnings,
+                 ignored=[*ignored, *((path, CAPTION) for path in found.values())])  # fmt: skip
 
 
 def _list_files(folder: Path, audit: Audit) -> list[Path]:

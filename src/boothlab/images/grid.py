@@ -62,7 +62,10 @@ def build_grid(
     references: Sequence[Image.Image],
     title: str,
 ) -> Image.Image:
-    """The labelled grid: a title, the references, then one row a prompt with one picture a column."""
+    """The labelled grid: a title, the references, then one row a prompt with one picture a column.
+
+    A column's name may have several lines.
+    """
     native = rows[0][1][0].width if rows else MIN_CELL
     cell = native if native >= MIN_CELL else native * -(-MIN_CELL // native)
     cell = min(cell, 256)
@@ -70,7 +73,8 @@ def build_grid(
     shown = list(references)[: max(len(columns), 1)]
     title_width = round(_font(size + 2).getlength(title)) + 2 * GAP
     width = max(label + (cell + GAP) * max(len(columns), len(shown)) + GAP, title_width)
-    head, strip = size + 14, size + 8
+    head = size + 14
+    strip = (size + 3) * max((name.count("\n") + 1 for name in columns), default=1) + 5
     top = head + (cell + GAP if shown else 0)  # without references, no row is kept for them
     height = top + strip + len(rows) * (cell + GAP) + GAP
     sheet = Image.new("RGB", (width, height), PAPER)
@@ -82,7 +86,8 @@ def build_grid(
         sheet.paste(_fit_cell(image, cell), (label + i * (cell + GAP), head))
     y = top
     for i, column in enumerate(columns):
-        draw.text((label + i * (cell + GAP), y + 2), column, fill=FAINT, font=_font(size))
+        for line, text in enumerate(column.split("\n")):
+            draw.text((label + i * (cell + GAP), y + 2 + line * (size + 3)), text, fill=FAINT, font=_font(size))
     y += strip
     for text, images in rows:
         _label(draw, text, GAP, y, cell, label - 2 * GAP, size)

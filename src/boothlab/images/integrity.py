@@ -30,14 +30,17 @@ def damaged_png_chunk(data: bytes) -> str | None:
     return None
 
 
-def ends_too_early(data: bytes, decoded: Image.Image) -> bool:
+def ends_too_early(data: bytes, decoded: Image.Image, at_least: int | None = None) -> bool:
     """Whether a JPEG lacks its last pixels, although it has an end marker; `decoded` is what Pillow made of it.
 
     The decoder fills what is missing with plain grey and says nothing. So it is asked again with more data before the
-    end marker: a picture that was whole does not change by that.
+    end marker: a picture that was whole does not change by that. `at_least` is what `decoded` was drafted with, if it
+    was: the missing blocks are missing at any scale.
     """
     end = data.rfind(_END_OF_IMAGE)
     if end < 0:
         return False
     with Image.open(io.BytesIO(data[:end] + _FILLER + data[end:]), formats=("JPEG",)) as longer:
+        if at_least is not None:
+            longer.draft(None, (at_least, at_least))
         return longer.mode != decoded.mode or longer.tobytes() != decoded.tobytes()

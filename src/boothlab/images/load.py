@@ -43,13 +43,19 @@ class ImageError(UserError):
 
 @dataclass(frozen=True)
 class Loaded:
-    """A decoded image: upright RGB `image`; `format` and `mode` as stored in the file; what was done, in `notes`."""
+    """A decoded image: upright RGB `image`; `format` and `mode` as stored in the file; what was done, in `notes`.
+
+    `size` is (width, height) in pixels of the whole picture, upright, also where `image` is a smaller copy of it.
+    `orientation` is the EXIF value, 1 to 8; 1 is as stored.
+    """
 
     image: Image.Image
     format: str
     mode: str
     sha256: str
     notes: tuple[str, ...]
+    size: tuple[int, int]
+    orientation: int
 
 
 class Crop(StrEnum):
@@ -80,8 +86,12 @@ def load_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Image.Image
     return read_image(path, max_pixels=max_pixels).image
 
 
-def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Loaded:
-    """Like `load_image`, with the file's format, mode, hash and notes. Raises ImageError (UserError)."""
+def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS, at_least: int | None = None) -> Loaded:
+    """Like `load_image`, with the file's format, mode, hash and notes. Raises ImageError (UserError).
+
+    With `at_least` a JPEG is decoded at a half, a quarter or an eighth of its size where its shorter side keeps so many
+    pixels: for hashes and thumbnails, where it is several times as fast. What is refused stays the same.
+    """
     name = shown(path)
     try:
         file = Path(path)
@@ -96,15 +106,16 @@ def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Loaded:
         data = file.read_bytes()
     except OSError as error:
         raise ImageError(name, f"it cannot be read ({error.strerror or error}); check its permissions") from error
-    return decode_image(data, name, max_pixels=max_pixels)
+    return decode_image(data, name, max_pixels=max_pixels, at_least=at_least)
 
 
-def decode_image(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Loaded:
+def decode_image(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, at_least: int | None = None) -> Loaded:
     """Decode the bytes of an image file; the content decides the format, not the name (used in messages only).
 
     Turned upright by its EXIF orientation; the first frame of MPO and of animations; transparency put on white;
     16-bit grey scaled (65535 becomes 255), not clipped; CMYK (in JPEG: inverted, as Adobe's tools write it),
-    palette, grey and 1-bit converted. Colour profiles are not applied. Pillow's warnings are kept quiet.
+    palette, grey and 1-bit converted. Colour profiles are not applied. Pillow's warnings are kept quiet. `at_least` is
+    that of `read_image`.
 
     Raises:
         ImageError: empty, not an image, damaged (as far as its format has checksums), cut short, more than
@@ -115,7 +126,7 @@ def decode_image(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Loa
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _decode(data, name, max_pixels)
+            return _decode(data, name, max_pixels, at_least)
     except UserError:
         raise
     except Image.DecompressionBombError as error:
@@ -184,7 +195,7 @@ def _resized_size(size: tuple[int, int], resolution: int) -> tuple[int, int]:
     return (resolution, long_side) if size[0] <= size[1] else (long_side, resolution)
 
 
-def _decode(data: bytes, name: str, max_pixels: int) -> Loaded:
+def _decode(data: bytes, name: str, max_pixels: int, at_least: int | None) -> Loaded:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         # Before load(): the header gives the size, and nothing that large is ever decoded.
         if image.width * image.height > max_pixels:
@@ -192,15 +203,22 @@ def _decode(data: bytes, name: str, max_pixels: int) -> Loaded:
         if image.format == "PNG" and (chunk := damaged_png_chunk(data)):
             raise ImageError(name, f"it is damaged (its {chunk} data has a wrong checksum); copy it again")
         notes: list[str] = []
+        width, height = image.size
+        if at_least is not None:
+            image.draft(None, (at_least, at_least))  # does nothing to other formats
         image.load()
-        if image.format == "JPEG" and ends_too_early(data, image):
+        if image.format == "JPEG" and ends_too_early(data, image, at_least):
             raise ImageError(name, "it is cut short (its last pixels are missing); copy or export it again")
         file_format, mode = image.format or "unknown", image.mode
-        rgb = _upright(_to_rgb(image, name, notes), image, notes)
+        rgb = _to_rgb(image, name, notes)
+        orientation = _orientation(image, notes)
+        if orientation in _UPRIGHT:
+            rgb = rgb.transpose(_UPRIGHT[orientation])
+        size = (height, width) if orientation >= 5 else (width, height)
         rgb.info.clear()  # no orientation or profile may travel on and be applied a second time
         if _has_more_frames(image):
             notes.append("several frames: only the first is used")
-        return Loaded(rgb, file_format, mode, sha256_bytes(data), tuple(notes))
+        return Loaded(rgb, file_format, mode, sha256_bytes(data), tuple(notes), size, orientation)
 
 
 def _to_rgb(image: Image.Image, name: str, notes: list[str]) -> Image.Image:
@@ -232,14 +250,14 @@ def _deep_grey_to_rgb(image: Image.Image, name: str, notes: list[str]) -> Image.
     return Image.fromarray(grey).convert("RGB")
 
 
-def _upright(rgb: Image.Image, source: Image.Image, notes: list[str]) -> Image.Image:
+def _orientation(image: Image.Image, notes: list[str]) -> int:
+    """The EXIF orientation, 1 where there is none or none that means anything."""
     try:
-        orientation = source.getexif().get(_ORIENTATION_TAG, 1)
+        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # broken EXIF is no reason to lose a photo whose pixels are fine
         notes.append("EXIF data unreadable: orientation taken as stored")
-        return rgb
-    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return rgb if method is None else rgb.transpose(method)
+        return 1
+    return orientation if isinstance(orientation, int) and orientation in _UPRIGHT else 1
 
 
 def _has_more_frames(image: Image.Image) -> bool:

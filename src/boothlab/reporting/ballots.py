@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 from boothlab.errors import UserError
 from boothlab.files import read_json, shown
-from boothlab.reporting.compare import ANSWERS, FORMAT, KEY_KIND, KEY_SUFFIX, QUESTIONS, SIDES, VOTES_KIND
+from boothlab.reporting.compare import QUESTIONS
+from boothlab.reporting.comparison import ALL_QUESTIONS, ANSWERS, FORMAT, KEY_KIND, KEY_SUFFIX, SIDES, VOTES_KIND
 
 _T = TypeVar("_T")
 
@@ -26,11 +27,12 @@ class ComparedRun:
 
 @dataclass(frozen=True)
 class StudyKey:
-    """What the page hid. `left`: (pair, question) → the run (a, b) that was on the left."""
+    """What the page hid. `left`: (pair, question) → the run (a, b) that was on the left. `questions`: their names."""
 
     study: str
     runs: tuple[ComparedRun, ComparedRun]
     left: dict[tuple[str, str], str]
+    questions: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def _read_ballot(path: Path) -> Ballot:
             raise _malformed(where, "a vote is not an object")
         item = _field(vote, "pair", str, where), _field(vote, "question", str, where)
         answer = _field(vote, "answer", str, where)
-        if item[1] not in QUESTIONS or answer not in ANSWERS:
+        if item[1] not in ALL_QUESTIONS or answer not in ANSWERS:
             raise _malformed(where, f"{answer!r} is no answer to a question {item[1]!r}")
         if item in answers:
             raise _malformed(where, f"it answers the pair {item[0]!r}, question {item[1]!r}, twice")
@@ -187,12 +189,22 @@ def _read_key(path: Path) -> StudyKey:
         run = _field(runs, side, dict, where)
         name, setting = _field(run, "name", str, where), _field(run, "setting", str, where)
         sides.append(ComparedRun(name, setting, _field(run, "seed", int, where), _field(run, "step", int, where)))
+    questions = _questions(found, where)
     left: dict[tuple[str, str], str] = {}
     pairs: dict[str, Any] = _field(found, "pairs", dict, where)
     for pair, entry in pairs.items():
         on_left = _field(entry, "left", dict, where) if isinstance(entry, dict) else {}
-        for question in QUESTIONS:
+        for question in questions:
             if on_left.get(question) not in SIDES:
                 raise _malformed(where, f"does not say which run was left in the pair {pair!r}, question {question!r}")
             left[pair, question] = on_left[question]
-    return StudyKey(_field(found, "study", str, where), (sides[0], sides[1]), left)
+    return StudyKey(_field(found, "study", str, where), (sides[0], sides[1]), left, questions)
+
+
+def _questions(found: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """What the study asks; a key that does not say so is of trainings."""
+    names = found.get("questions", list(QUESTIONS))
+    known = isinstance(names, list) and all(isinstance(name, str) and name in ALL_QUESTIONS for name in names)
+    if not known or not names or len(set(names)) < len(names):
+        raise _malformed(where, '"questions" does not hold questions of boothlab')
+    return tuple(names)

@@ -19,6 +19,11 @@ FORMULA = (
     " directional similarity (edit strength): the share, 0 to 1, of all images and settings of the same method and"
     " edit with a lower value, ties counting half"
 )
+OPTIMISM = (
+    "The same scores choose and judge, on the same pictures, so a choice image by image looks better here than it would"
+    " on new ones: take what one setting for all loses as an upper end. Settings that differ by accident alone would"
+    " show a gain, too"
+)
 PRESERVATION, STRENGTH, TRUTH, HAPPENED = "clip_image", "clip_directional", "psnr_truth", "happened"
 
 
@@ -50,6 +55,10 @@ class MethodChoice:
     `by_clip`: the setting that is best balanced, for each image and edit. `fixed_clip` and `fixed_truth`: one setting
     for all, the one with the best mean of `balanced`, or of the PSNR to the target. `by_chance`: any of them, equally
     likely. None without a truth. `hits` counts the choices that are the best by the truth.
+
+    Without a truth: `balanced_chosen` and `balanced_fixed` are the mean of `balanced` with the choice image by image
+    and with `fixed_clip_setting` for all; `lost` is the difference, what one setting for all loses. It is never
+    negative, since the same scores choose and judge.
     """
 
     method: str
@@ -63,6 +72,25 @@ class MethodChoice:
     fixed_clip: Interval | None
     fixed_truth: Interval | None
     by_chance: Interval | None
+    balanced_chosen: Interval
+    balanced_fixed: Interval
+    lost: Interval
+    per_setting: tuple["SettingShare", ...]
+
+
+@dataclass(frozen=True)
+class SettingShare:
+    """A setting among those of its method: for how many images and edits it is chosen, and how it does for all.
+
+    `best` counts those for which it is the best by the truth, `psnr` is its mean PSNR to the target, in dB; both None
+    without a truth. `balanced` is its mean over all images and edits.
+    """
+
+    setting: str
+    chosen: int
+    best: int | None
+    balanced: float
+    psnr: float | None
 
 
 @dataclass(frozen=True)
@@ -107,6 +135,35 @@ def choice_of(method: str, pairs_by_setting: Mapping[str, Sequence[Pair]]) -> Me
         fixed_clip=_regret(known, scored, lambda key: [fixed_clip]),
         fixed_truth=_regret(known, scored, lambda key: [fixed_truth or fixed_clip]),
         by_chance=_regret(known, scored, lambda key: settings),
+        balanced_chosen=_over_images({(one.image, one.edit): one.balanced for one in choices}),
+        balanced_fixed=_over_images({key: places[fixed_clip][key] for key in whole}),
+        lost=_over_images(
+            {(one.image, one.edit): one.balanced - places[fixed_clip][one.image, one.edit] for one in choices}
+        ),
+        per_setting=tuple(
+            _share(setting, choices, places[setting], scored.truth[setting], whole, known) for setting in settings
+        ),
+    )
+
+
+def _over_images(values: Means) -> Interval:
+    return mean_interval(by_image(values), SEED, resamples=RESAMPLES)
+
+
+def _share(
+    setting: str,
+    choices: Sequence[Choice],
+    balanced: Means,
+    truth: Means,
+    whole: Sequence[tuple[str, str]],
+    known: Sequence[tuple[str, str]],
+) -> SettingShare:
+    return SettingShare(
+        setting=setting,
+        chosen=sum(one.chosen == setting for one in choices),
+        best=sum(one.best == setting for one in choices) if known else None,
+        balanced=_mean([balanced[key] for key in whole]),
+        psnr=_mean([truth[key] for key in known]) if known else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""An editing study's numbers as files for other programs: runs.csv, a row a run, and edits.csv, a row a picture.
+"""An editing study's numbers as CSV and Parquet: `runs`, a row a run, and `edits`, a row a picture.
 
 No times, hosts or paths: two machines that ran the same get the same bytes.
 """
@@ -13,7 +13,7 @@ from boothlab.files import write_text
 from boothlab.reporting.edit_cells import row_of
 from boothlab.reporting.edit_runs import EditRun
 from boothlab.reporting.edit_study import EditGroup, EditStudy
-from boothlab.reporting.export import Frame, csv_text
+from boothlab.reporting.export import Frame, csv_text, write_frame
 from boothlab.tracking.manifest import hash8
 
 
@@ -72,6 +72,12 @@ def write_edit_csv(study: EditStudy, runs: Path, edits: Path) -> None:
     """Write both files. Numbers read back the same; what is not there is empty."""
     write_text(runs, csv_text(edit_runs_frame(study)))
     write_text(edits, csv_text(edits_frame(study)))
+
+
+def write_edit_parquet(study: EditStudy, runs: Path, edits: Path) -> None:
+    """Write both as Parquet. Raises UserError if pyarrow is not installed."""
+    write_frame(edit_runs_frame(study), runs)
+    write_frame(edits_frame(study), edits)
 
 
 def _keys(study: EditStudy) -> list[str]:

@@ -7,9 +7,10 @@ from boothlab.evaluation.rank_correlation import RankCorrelation
 from boothlab.evaluation.statistics import Interval
 from boothlab.reporting.edit_agreement import Agreement, Ranking
 from boothlab.reporting.edit_cells import EditCell, EditTableRow
-from boothlab.reporting.edit_choice import FORMULA, MethodChoice
+from boothlab.reporting.edit_choice import FORMULA, OPTIMISM, MethodChoice
 from boothlab.reporting.edit_study import EditGroup, EditStudy, EditTable
 from boothlab.reporting.markdown import escape
+from boothlab.reporting.votes import to_markdown
 
 MAIN = ("clip_directional", "clip_image", "clip_t", "structure", "psnr_outside", "psnr_truth", "happened")
 """The scores of a first table; the others follow in a second one."""
@@ -43,6 +44,8 @@ def edit_markdown(study: EditStudy) -> str:
         for choice in group.choices:
             blocks += _choice(choice)
         blocks += _list("How the scores were measured", group.definitions)
+    if study.human:
+        blocks.append(to_markdown(study.human).rstrip())
     blocks += _list("Runs left out", [f"{name}: {why}" for name, why in study.left_out])
     blocks += _list("Versions", [f"{package} {version}" for package, version in study.versions.items()])
     return "\n\n".join(blocks) + "\n"
@@ -179,6 +182,7 @@ def _correlations(one: Agreement) -> list[str]:
 
 def _choice(choice: MethodChoice) -> list[str]:
     blocks = [f"## The best trade-off for each image: {escape(choice.method)}", escape(FORMULA) + "."]
+    blocks += [*_objective(choice), _shares(choice)]
     if choice.hits is not None:
         header = ("setting chosen by", "mean regret in dB of PSNR to the target")
         fixed = (escape(choice.fixed_clip_setting), escape(choice.fixed_truth_setting or ""))
@@ -205,6 +209,29 @@ def _choice(choice: MethodChoice) -> list[str]:
     if len(choice.choices) > MOST_CHOICES:
         blocks.append(f"… and {len(choice.choices) - MOST_CHOICES} more, in edits.csv.")
     return blocks
+
+
+def _objective(choice: MethodChoice) -> list[str]:
+    """What the objective itself says, without the truth, and why not to believe all of it."""
+    fixed = f"one for all: {escape(choice.fixed_clip_setting)}"
+    rows = [
+        ["the best for each image and edit", interval(choice.balanced_chosen, 3)],
+        [fixed, interval(choice.balanced_fixed, 3)],
+        ["what one for all loses", interval(choice.lost, 3)],
+    ]
+    return [_grid(("setting", "mean balanced"), rows, 1), OPTIMISM + "."]
+
+
+def _shares(choice: MethodChoice) -> str:
+    """How often each setting is chosen: a choice that is the same everywhere needs no search."""
+    known = choice.hits is not None
+    header = ("setting", "chosen by CLIP", "mean balanced", *(("truly best", "PSNR to target (dB)") if known else ()))
+    rows = [
+        [escape(one.setting), str(one.chosen), figure(one.balanced)]
+        + ([str(one.best), figure(one.psnr, "psnr_truth")] if known else [])
+        for one in choice.per_setting
+    ]
+    return _grid(header, rows, 1)
 
 
 def _list(title: str, lines: Sequence[str]) -> list[str]:

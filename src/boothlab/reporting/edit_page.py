@@ -11,7 +11,7 @@ from boothlab.evaluation.edit_metrics import EDIT_SCORES
 from boothlab.files import write_text
 from boothlab.reporting.edit_agreement import TRUTHS, Agreement
 from boothlab.reporting.edit_cells import EditCell
-from boothlab.reporting.edit_choice import FORMULA
+from boothlab.reporting.edit_choice import FORMULA, OPTIMISM
 from boothlab.reporting.edit_markdown import (
     AGREEMENT_NOTE,
     ENDS,
@@ -28,11 +28,13 @@ from boothlab.reporting.edit_pictures import Album, PicturePlan, files_of, plan_
 from boothlab.reporting.edit_runs import EditRun, Key, Pair
 from boothlab.reporting.edit_settings import EditSetting, lines_of
 from boothlab.reporting.edit_study import EditGroup, EditStudy
-from boothlab.reporting.page import _environment, _policy, _script, _template, script_json
+from boothlab.reporting.page import _environment, _human, _policy, _script, _template, script_json
 from boothlab.reporting.plots import number, relative, short_names
 from boothlab.tracking import metrics
 
 SCRIPTS = ("report.js", "edit.js", "edit.pictures.js")
+MOST_CHOICES = 300
+"""Rows of the table of choices; edits.csv has all."""
 STYLES = ("report.css", "edit.css")
 
 
@@ -85,10 +87,13 @@ def _render(study: EditStudy, data: dict[str, Any], album: Album, plan: PictureP
         scores_of=scores_of,
         nearest=[_nearest(group) for group in study.groups],
         formula=FORMULA,
+        optimism=OPTIMISM,
+        most_choices=MOST_CHOICES,
         table_note=TABLE_NOTE,
         agreement_note=AGREEMENT_NOTE,
         agreements=[_by_score(group.agreements) for group in study.groups],
         pictures_note=pictures_note(study, plan),
+        human=_human(study.human),
     )
 
 

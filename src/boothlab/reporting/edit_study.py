@@ -15,6 +15,7 @@ from boothlab.reporting.edit_settings import EditSetting, settings_of_group
 from boothlab.reporting.runs import find_runs, is_editing, varied_keys
 from boothlab.reporting.settings import Entry, entries_of_runs, entries_of_sweep
 from boothlab.reporting.sweeps import SweepFile, find_sweeps
+from boothlab.reporting.votes import HumanStudy
 
 ALL = SweepFile(
     "runs", "All editing runs", "Every finished one of the same images and edits.", None, {}, [], {}, [], []
@@ -61,7 +62,10 @@ class EditGroup:
 
 @dataclass
 class EditStudy:
-    """What a report of editing runs is about. `left_out` names runs that are not in it, each with the reason."""
+    """What a report of editing runs is about. `left_out` names runs that are not in it, each with the reason.
+
+    `human` is what people voted in a blind comparison, for whoever gives it one.
+    """
 
     title: str
     runs: list[EditRun]
@@ -70,6 +74,7 @@ class EditStudy:
     left_out: list[tuple[str, str]]
     warnings: list[str]
     versions: dict[str, str]
+    human: HumanStudy | None = None
 
 
 @dataclass

@@ -14,7 +14,7 @@ from typing import Any
 
 from boothlab.errors import UserError
 from boothlab.files import csv_cell, write_bytes, write_text
-from boothlab.reporting.runs import SCORES, Checkpoint, RunRecord, settings_of, varied_keys
+from boothlab.reporting.runs import OPTIONAL_SCORES, SCORES, Checkpoint, RunRecord, settings_of, varied_keys
 from boothlab.reporting.settings import entries_of_runs
 from boothlab.tracking.manifest import hash8
 
@@ -37,13 +37,14 @@ def runs_frame(runs: Sequence[RunRecord]) -> Frame:
     encoders' name (empty for the standard ones); the steps at which photos may have been copied, separated by blanks.
     """
     keys = varied_keys(runs)
-    scores = [column for score in SCORES for column in _score_columns(score)]
+    shown = _shown(runs)
+    scores = [column for score in shown for column in _score_columns(score)]
     ceilings = [f"{score}_ceiling" for score in CEILINGS]
     columns = ("run", "status", "seed", "setting", *keys, *scores, *ceilings, "encoders", "copying_steps")
     rows = []
     for entry in entries_of_runs(runs, keys):
         run = entry.run
-        values = [value for score in SCORES for value in _score_values(run, score)]
+        values = [value for score in shown for value in _score_values(run, score)]
         ends = [run.ceilings.get(score) for score in CEILINGS]
         copying = " ".join(map(str, run.copying))
         rows.append((*_identity(run), *_settings(run, keys), *values, *ends, run.suffix, copying))
@@ -53,16 +54,22 @@ def runs_frame(runs: Sequence[RunRecord]) -> Frame:
 def checkpoints_frame(runs: Sequence[RunRecord]) -> Frame:
     """One row a run and scored checkpoint, step 0 (the floor) included, in the order of `runs_frame` and by step."""
     keys = varied_keys(runs)
-    columns = ("run", "status", "seed", "setting", *keys, "step", *SCORES, "constant_images", "encoders")
+    shown = _shown(runs)
+    columns = ("run", "status", "seed", "setting", *keys, "step", *shown, "constant_images", "encoders")
     rows = []
     for entry in entries_of_runs(runs, keys):
         run = entry.run
         points: list[Checkpoint] = [*([run.floor] if run.floor else []), *run.checkpoints]
         for point in points:
-            scores = [point.scores.get(score) for score in SCORES]
+            scores = [point.scores.get(score) for score in shown]
             shared = (*_identity(run), *_settings(run, keys))
             rows.append((*shared, point.step, *scores, point.constant_images, run.suffix))
     return Frame(columns, rows)
+
+
+def _shown(runs: Sequence[RunRecord]) -> list[str]:
+    measured = {score for run in runs for point in run.checkpoints for score in point.scores}
+    return [score for score in SCORES if score in measured or score not in OPTIONAL_SCORES]
 
 
 def write_csv(runs: Sequence[RunRecord], path: Path) -> None:
@@ -97,15 +104,16 @@ def require_parquet() -> None:
 
 def write_parquet(runs: Sequence[RunRecord], path: Path) -> None:
     """Write the table of `runs_frame` as Parquet. Raises UserError if pyarrow is not installed."""
-    _write_parquet(runs_frame(runs), path)
+    write_frame(runs_frame(runs), path)
 
 
 def write_checkpoints_parquet(runs: Sequence[RunRecord], path: Path) -> None:
     """Write the table of `checkpoints_frame` as Parquet. Raises UserError if pyarrow is not installed."""
-    _write_parquet(checkpoints_frame(runs), path)
+    write_frame(checkpoints_frame(runs), path)
 
 
-def _write_parquet(frame: Frame, path: Path) -> None:
+def write_frame(frame: Frame, path: Path) -> None:
+    """Write a frame as Parquet; a column of several kinds is text. Raises UserError if pyarrow is not installed."""
     require_parquet()
     import pyarrow
     from pyarrow import parquet

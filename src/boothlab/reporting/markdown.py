@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from boothlab.files import shown
+from boothlab.reporting.dreambench import PUBLISHED, Benchmark, as_published, benchmarks_of
 from boothlab.reporting.runs import SCORES, higher_is_better
 from boothlab.reporting.study import Study
 from boothlab.reporting.tables import BEST, Best, Cell, Comparison, MetricGroup, StudyTable, TableRow, Verdict
@@ -28,6 +29,8 @@ def to_markdown(study: Study) -> str:
         blocks += _best(group)
         for table in (table for table in study.tables if table.group == group.name):
             blocks += _table_section(table, group)
+        for benchmark in benchmarks_of(study.runs, group, study.varied):
+            blocks += _benchmark(benchmark, group)
         blocks += _footer("How the scores were measured", group.definitions)
     blocks += _human(study.human)
     blocks += _footer("Runs left out", [f"{name}: {why}" for name, why in study.left_out])
@@ -176,6 +179,34 @@ def _end(value: float | None, spread: tuple[float, float] | None) -> str:
         return ""
     low, high = number(spread[0]), number(spread[1])
     return number(value) if low == high else f"{number(value)} ({low} to {high})"
+
+
+def _benchmark(benchmark: Benchmark, group: MetricGroup) -> list[str]:
+    """Runs over subjects of the DreamBooth data set: a row a subject, then the means beside the published figures."""
+    labels = ["subject", "class", "seeds", *map(_label, benchmark.scores)]
+    rows = [
+        [escape(row.name), escape(row.class_noun + (" (live)" if row.live else "")), str(row.seeds)]
+        + [number(row.scores.get(score)) for score in benchmark.scores]
+        for row in benchmark.rows
+    ]
+    ours: list[tuple[str, list[str]]] = [
+        ("mean of per-subject means", [_mean(benchmark.headline.get(score)) for score in benchmark.scores]),
+        ("pooled mean", [number(benchmark.pooled[score]) for score in benchmark.scores]),
+        ("the real photos among themselves", [number(benchmark.real.get(score)) for score in benchmark.scores]),
+    ]
+    theirs = [(name, source, [as_published(values.get(score)) for score in benchmark.scores])
+              for name, source, values in PUBLISHED]  # fmt: skip
+    beside = [[f"**{what}**", "this report", *cells] for what, cells in ours]
+    beside += [[escape(name), escape(source), *cells] for name, source, cells in theirs]
+    return [
+        f"## Beside the DreamBooth paper{_encoders(group.encoders)}",
+        *([f"Setting: {_setting(benchmark.labels)}."] if benchmark.labels else []),
+        f"{escape(benchmark.coverage)}. Values are of the last checkpoint of each run; ± is the 95% t interval over"
+        " subjects.",
+        _grid(labels, rows, 2),
+        "> [!WARNING]\n" + "\n".join(f"> - {escape(line)}" for line in benchmark.notes),
+        _grid(["", "from", *map(_label, benchmark.scores)], beside, 2),
+    ]
 
 
 def _verdicts(table: StudyTable) -> list[str]:

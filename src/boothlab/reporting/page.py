@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from boothlab import __version__
 from boothlab.files import write_text
+from boothlab.reporting.dreambench import PUBLISHED, as_published, benchmarks_of
 from boothlab.reporting.markdown import number
 from boothlab.reporting.pictures import LARGEST_CELL, Plan, plan_of, shapes_of, sheets_of, whole_plan
 from boothlab.reporting.plots import Pictures, page_data, score_info, short_names, told_apart_by
@@ -80,6 +81,8 @@ def _render(
             settings_count=len(data["settings"]),
             pairs=_pairs(study.tables),
             group_of={group.name: group for group in study.groups},
+            benchmarks=[benchmarks_of(study.runs, group, study.varied) for group in study.groups],
+            published=PUBLISHED,
             human=_human(study.human),
             shared=_shared(study),
             pictures_note=note,
@@ -97,6 +100,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["as_published"] = as_published
     environment.filters |= {
         "number": number,
         "label": lambda score: SCORES[score][0] if score in SCORES else score,

@@ -25,8 +25,11 @@ SCORES: dict[str, tuple[str, str]] = {
     "balanced": ("balanced", metrics.BALANCED),
     "div": ("DIV", metrics.DIV),
     "pres": ("PRES", metrics.PRES),
+    "feature_similarity": ("feature similarity", metrics.FEATURE_SIMILARITY),
 }
 """The scores a report shows: short name → label and metric key. All but PRES are better when higher."""
+OPTIONAL_SCORES = frozenset({"feature_similarity"})
+"""Those that most runs lack: without them a file of numbers has no column for it."""
 
 
 def higher_is_better(score: str) -> bool:
@@ -226,22 +229,32 @@ def is_run_folder(folder: Path) -> bool:
 
 def is_editing(folder: Path) -> bool:
     """Whether a run folder is one of `boothlab edit`; not if its manifest cannot be read, which others complain of."""
+    config = _config_of(folder)
+    return "method" in config and "editors" in config
+
+
+def is_captioning(folder: Path) -> bool:
+    """Whether a run folder is one of `boothlab caption`, which has a page of its own and no scores."""
+    return "tag_template" in _config_of(folder)
+
+
+def _config_of(folder: Path) -> dict[str, Any]:
     try:
         config = read_object(folder / MANIFEST).get("config")
     except UserError:
-        return False
-    return isinstance(config, dict) and "method" in config and "editors" in config
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def find_trainings(folders: Sequence[Path]) -> list[Path]:
-    """The run folders that `find_runs` finds but for those of `boothlab edit`, whose scores are of another kind.
+    """The run folders that `find_runs` finds but for those of `boothlab edit` and `caption`, which have other figures.
 
     Raises UserError if there are none.
     """
-    found = [path for path in find_runs(folders) if not is_editing(path)]
+    found = [path for path in find_runs(folders) if not is_editing(path) and not is_captioning(path)]
     if not found:
         where = ", ".join(shown(folder) for folder in folders)
-        raise UserError(f"{where}: holds runs of boothlab edit only; this is about training runs")
+        raise UserError(f"{where}: holds runs of boothlab edit or caption only; this is about training runs")
     return found
 
 
@@ -315,6 +328,7 @@ def _checkpoints(folder: Path, rows: Sequence[Row]) -> list[Checkpoint]:
 
 def _ceilings(rows: Sequence[Row]) -> dict[str, float]:
     keys = {"clip_i": metrics.CLIP_I_CEILING, "dino": metrics.DINO_CEILING}
+    keys["feature_similarity"] = metrics.FEATURE_SIMILARITY_CEILING
     return {
         name: value for row in rows for name, key in keys.items() if (value := _named(row.scalars, key)) is not None
     }

@@ -9,7 +9,7 @@ from typing import Any
 
 from boothlab.files import shown
 from boothlab.reporting.ballots import ComparedRun, read_ballots
-from boothlab.reporting.compare import QUESTIONS, SIDES
+from boothlab.reporting.comparison import ALL_QUESTIONS, EDITING, SIDES
 
 VOTES_PER_ITEM = 3
 """As in DreamBooth's user study: three raters a question, and the majority counts."""
@@ -19,7 +19,7 @@ CHOICES = (*SIDES, UNDECIDED)
 
 @dataclass(frozen=True)
 class QuestionResult:
-    """The counts of one question (`subject` or `prompt`) over its items, an item being one pair of images.
+    """The counts of one question (by its name in the files) over its items, an item being one pair of images.
 
     `wins_a`, `wins_b` and `undecided` are the items by the majority of their first three votes and add up to the items
     with a vote; `incomplete` of these have fewer than three, `unanswered` further ones have none. The `votes_…` are
@@ -46,7 +46,7 @@ class QuestionResult:
     @property
     def label(self) -> str:
         """The question as the raters read it."""
-        return QUESTIONS[self.question]
+        return ALL_QUESTIONS[self.question]
 
     @property
     def items(self) -> int:
@@ -73,6 +73,11 @@ class HumanStudy:
     b: ComparedRun
     raters: tuple[str, ...]
     questions: tuple[QuestionResult, ...]
+
+    @property
+    def is_editing(self) -> bool:
+        """Whether the runs are of `boothlab edit`."""
+        return all(result.question in EDITING for result in self.questions)
 
     def summary_rows(self) -> list[dict[str, Any]]:
         """One row a question for a table or a CSV file: plain values, shares in 0..1, None where there is none."""
@@ -114,7 +119,7 @@ def read_votes(paths: Sequence[Path], keys: Sequence[Path] = ()) -> HumanStudy:
     for ballot in ballots:
         for item, answer in ballot.answers.items():
             votes[item].append(_unblind(answer, key.left[item]))
-    results = tuple(_result(name, [votes[item] for item in votes if item[1] == name]) for name in QUESTIONS)
+    results = tuple(_result(name, [votes[item] for item in votes if item[1] == name]) for name in key.questions)
     return HumanStudy(key.study, *key.runs, tuple(sorted(ballot.rater for ballot in ballots)), results)
 
 
@@ -200,23 +205,29 @@ def _sign_test(wins_a: int, wins_b: int) -> float | None:
 
 def to_markdown(human: HumanStudy) -> str:
     """The study as a section of a report in Markdown: who was compared, a table, and how to read it."""
+    unit = "image, edit and seed" if human.is_editing else "prompt and seed"
     lines = [
         "## Human study",
         "",
         f"{_count(len(human.raters), 'rater')}, study {human.study}. "
-        f"A is {_code(human.a.name)} at step {human.a.step}, B is {_code(human.b.name)} at step {human.b.step}.",
+        f"A is {_side(human, human.a)}, B is {_side(human, human.b)}.",
         "",
         "| question | items | A | B | undecided | votes A / B / undecided | Fleiss' κ | sign test p |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
         *(_table_row(result) for result in human.questions),
         "",
-        "An item is a pair of images of one prompt and seed; it goes to the run that more than half of its first "
+        f"An item is a pair of images of one {unit}; it goes to the run that more than half of its first "
         f"{VOTES_PER_ITEM} votes name, and is undecided otherwise. p is of the items that were decided, taken as "
         "independent: it speaks of these images, not of other subjects.",
     ]
     if remarks := [remark for result in human.questions for remark in _remarks(result)]:
         lines += ["", *(f"- {remark}" for remark in remarks)]
     return "\n".join(lines) + "\n"
+
+
+def _side(human: HumanStudy, run: ComparedRun) -> str:
+    """An edited picture has no checkpoint to name."""
+    return _code(run.name) + ("" if human.is_editing else f" at step {run.step}")
 
 
 def _table_row(result: QuestionResult) -> str:

@@ -26,9 +26,14 @@ from boothlab.rerunning.differences import (
 )
 from boothlab.tracking.history import FILE_NAME as HISTORY
 from boothlab.tracking.history import read_history
-from boothlab.tracking.manifest import ADAPTER, tensors_digest
+from boothlab.tracking.manifest import ADAPTER, EMBEDDINGS, NETWORKS, tensors_digest
 
-ADAPTERS = ("checkpoints/step_*/pytorch_lora_weights.safetensors", ADAPTER)
+ADAPTERS = (
+    "checkpoints/step_*/pytorch_lora_weights.safetensors",
+    "checkpoints/step_*/learned_embeds.safetensors",
+    *(ADAPTER, EMBEDDINGS, *NETWORKS),
+)
+"""What was trained, whatever the method; files of a run of another method are simply not there."""
 SAMPLES = ("samples/step_*/prompt*_seed*.png", "samples/step_*/*__*__s*.png")
 CLASS_IMAGE = "class_images/"
 

@@ -6,9 +6,10 @@ from typing import Any
 
 from boothlab.building.edit import build_tasks, inputs_of
 from boothlab.config_edit import EditConfig
+from boothlab.diffusion.formats.container import adapter_digest
 from boothlab.diffusion.lora import find_adapter
 from boothlab.errors import UserError
-from boothlab.files import sha256_file, shown
+from boothlab.files import shown
 from boothlab.progress import Reporter
 from boothlab.rerunning.materials import DATA, WEIGHTS, Material, check_backbone, check_encoders
 
@@ -55,7 +56,7 @@ def _adapters(config: EditConfig, manifest: Mapping[str, Any]) -> list[Material]
         except UserError as error:
             found.append(Material(what, WEIGHTS, False, "not there", f"{what}: {error}"))
             continue
-        same = sha256_file(path) == digest
+        same = adapter_digest(path) == digest
         problem = "" if same else f"{what}: {shown(path)} is another file than {shown(was)} was"
         found.append(Material(what, WEIGHTS, same, shown(path), problem))
     return found

@@ -12,8 +12,9 @@ from boothlab.building.parts import encoder_sources
 from boothlab.building.photos import build_subject, caption_hashes
 from boothlab.building.shared import encoder_identity, shared_identity
 from boothlab.cache import Cache
-from boothlab.config import BackboneConfig, EncodersConfig, PriorConfig, SubjectConfig
-from boothlab.diffusion.lora import find_adapter
+from boothlab.config import BackboneConfig, CaptionSource, EncodersConfig, PriorConfig, SubjectConfig
+from boothlab.diffusion.formats.container import adapter_digest
+from boothlab.diffusion.trained import find_trained
 from boothlab.errors import UserError
 from boothlab.files import sha256_file, shown
 from boothlab.images.audit import audit_folder
@@ -39,7 +40,10 @@ PLACE_OF = {
 }
 """The config key that says where a material lies."""
 ASKED_BY = {
-    "photos": ("subject.images", "subject.count", "subject.captions"),
+    "photos": (
+        *("subject.images", "subject.count", "subject.captions", "subject.caption_source", "subject.captions_dir"),
+        *("subject.tag_labels", "subject.tag_clip", "subject.tag_threshold"),
+    ),
     "class images": ("prior.class_images", "prior.num_class_images", "prior.enabled"),
     "backbone": ("backbone.source", "backbone.revision"),
     "clip": ("encoders.clip", "encoders.clip_revision"),
@@ -88,14 +92,43 @@ def check_photos(
     if not knows_captions(manifest):
         subject = replace(subject, captions=False)  # there is nothing to compare them with
     places = _places(subject.images, manifest, run_dir, where)
+    captions_dir = _captions_dir(subject, manifest)
     counted = f"{len(wanted)} photos, {sum(1 for item in wanted if item.caption_name)} captions"
-    folders = _subjects(subject, places, cache)
+    folders = _subjects(replace(subject, captions_dir=captions_dir), places, cache)
+    if captions_dir is not None and where is Where.ANYWHERE:
+        places = [*places, Path(captions_dir)]
     found = _found_or_not("photos", counted, wanted, folders, None if where is Where.AS_IT_IS else places)
+    if found.gathered and subject.captions_from is not None:  # then captions lie beside the photos, in one folder
+        found.pins.update({"subject.caption_source": "sidecar", "subject.captions_dir": None})
+    elif captions_dir != subject.captions_dir:
+        found.pins["subject.captions_dir"] = captions_dir
+    found = _captions_named(found, subject)
     if not knows_captions(manifest):  # then those that lie beside the photos now have to do
         for name, path in list(found.gathered.items()):
             if path.with_suffix(".txt").is_file():
                 found.gathered[str(Path(name).with_suffix(".txt"))] = path.with_suffix(".txt")
     return found
+
+
+def _captions_named(found: Material, subject: SubjectConfig) -> Material:
+    """With the right key in its problem, where that is a caption which does not lie beside its photo."""
+    if not found.problem.startswith("caption "):
+        return found
+    if subject.captions_from is CaptionSource.tags:
+        others = "captions: CLIP's tags are others now, as its weights or a label list have changed"
+        return replace(found, problem=others)
+    key = PLACE_OF["photos"] if subject.captions_dir is None else "subject.captions_dir"
+    return replace(found, problem=found.problem.replace(f"{PLACE_OF['photos']}=…", f"{key}=…"))
+
+
+def _captions_dir(subject: SubjectConfig, manifest: Mapping[str, Any]) -> str | None:
+    """The captions' folder as the config names it, else from the one in which the run was started, if there."""
+    if subject.captions_dir is None:
+        return None
+    there = [Path(subject.captions_dir).expanduser()]
+    if isinstance(started_in := manifest.get("working_directory"), str):
+        there.append(Path(started_in) / there[0])
+    return str(next((folder for folder in there if folder.is_dir()), subject.captions_dir))
 
 
 def _subjects(subject: SubjectConfig, places: list[Path], cache: Cache) -> Iterator[tuple[str, list[Item]]]:
@@ -254,10 +287,10 @@ def check_adapter(run: str | None, manifest: Mapping[str, Any], run_dir: Path) -
     first: Path | None = None
     for place in [*named, path, started_in / path, *beside]:
         try:
-            adapter = find_adapter(place)
+            adapter = find_trained(place).main
         except UserError:
             continue
-        if sha256_file(adapter) == digest:
+        if adapter_digest(adapter) == digest:
             return Material("adapter", WEIGHTS, True, shown(adapter), found=adapter)
         first = first or adapter
     what = f"the adapter {shown(path)} (SHA-256 {digest})"

@@ -25,7 +25,15 @@ from boothlab.tracking.redaction import REDACTED
 
 EDITORS = tuple(f"editors.{field.name}" for field in dataclasses.fields(EditorsConfig) if field.name != "revisions")
 LOCATIONS = (
-    *("subject.images", "prior.class_images", "backbone.source", "encoders.clip", "encoders.dino", "run"),
+    *(
+        "subject.images",
+        "subject.captions_dir",
+        "prior.class_images",
+        "backbone.source",
+        "encoders.clip",
+        "encoders.dino",
+        "run",
+    ),
     *("data.images", "data.file", *EDITORS),
 )
 """Keys that say where something lies. Another value is the same run if what lies there is the same, by its hashes."""
@@ -64,6 +72,11 @@ def kind_of(config: Mapping[str, Any]) -> str:
         return "edit"
     if "unet_scale" in config:
         return "score"
+    if "tag_template" in config:
+        raise UserError(
+            "a run of boothlab caption is no training, editing run or scoring; `boothlab caption images=DIR "
+            "overwrite=true paths.overwrite=true`, with the settings in its manifest, makes its captions again"
+        )
     raise UserError("the manifest is of no training, editing run or scoring; only those can be run again")
 
 

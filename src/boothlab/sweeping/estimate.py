@@ -51,6 +51,7 @@ def _kind(resolved: Mapping[str, Any]) -> tuple[Any, ...]:
         _config(resolved, "prior", "enabled"),
         _config(resolved, "lora", "train_text_encoder"),
         _config(resolved, "evaluation", "sampler", "steps"),
+        *(method for method in [_config(resolved, "method")] if method not in (None, "lora")),  # the first
     )
 
 

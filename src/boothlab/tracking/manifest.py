@@ -21,7 +21,11 @@ FORMAT = 2
 """1 had no captions, no hashes of the encoders' files, no parent and no outputs; such a manifest is still read."""
 ADAPTER = "lora/pytorch_lora_weights.safetensors"
 """Where a training leaves its adapter, in the run folder."""
-OUTPUTS = (ADAPTER, "metrics.jsonl", "samples/step_*/*.png", "summary.json")
+EMBEDDINGS = "embedding/learned_embeds.safetensors"
+"""Where a training that learned words leaves them."""
+NETWORKS = ("unet/*.safetensors", "text_encoder/*.safetensors", "text_encoder_2/*.safetensors")
+"""Where a training of whole networks leaves them."""
+OUTPUTS = (ADAPTER, EMBEDDINGS, *NETWORKS, "metrics.jsonl", "samples/step_*/*.png", "summary.json")
 """What a finished run is worth: the files whose hashes its manifest keeps. Checkpoints keep their own."""
 
 
@@ -55,28 +59,39 @@ def plain(value: Any) -> Any:
     raise TypeError(f"a config cannot hold a {type(value).__name__}: {value!r}")
 
 
-def _without(tree: dict[str, Any], dotted: str) -> dict[str, Any]:
-    """The tree without one dotted key and all below it; a key that is not there changes nothing."""
+def _without(tree: dict[str, Any], dotted: str, value: str | None = None) -> dict[str, Any]:
+    """The tree without one dotted key and all below it; a key that is not there changes nothing.
+
+    With `value` only if it has that value, as JSON writes it but for text, which stands bare; a section that this
+    leaves empty goes as well.
+    """
     head, _, rest = dotted.partition(".")
     if head not in tree:
         return tree
     if not rest:
+        if value is not None and value != (tree[head] if isinstance(tree[head], str) else json.dumps(tree[head])):
+            return tree
         return {key: item for key, item in tree.items() if key != head}
     if not isinstance(tree[head], dict):
         return tree
-    return {**tree, head: _without(tree[head], rest)}
+    below = _without(tree[head], rest, value)
+    if value is not None and tree[head] and not below:
+        return {key: item for key, item in tree.items() if key != head}
+    return {**tree, head: below}
 
 
 def config_hash(resolved: Mapping[str, Any], excluded: Sequence[str] = ()) -> str:
     """SHA-256, 64 hexadecimal digits, of the resolved config without the `excluded` dotted keys and all below them.
 
+    `KEY=VALUE` excludes a key only where it has that value: a setting that came later does not rename older runs.
     The order of keys does not matter, the order of lists does. 1 and 1.0 are different values, as are 1 and True: the
     typed schema has already turned a 1 in a float field into 1.0, so this never tells two equal configs apart. The
     first 8 digits name the run folder (`hash8`).
     """
     tree: dict[str, Any] = plain(resolved)
-    for dotted in excluded:
-        tree = _without(tree, dotted)
+    for one in excluded:
+        dotted, equals, value = one.partition("=")
+        tree = _without(tree, dotted, value if equals else None)
     canonical = json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -110,6 +125,7 @@ def write_manifest(
     not_hashed: Sequence[str] = (),
     scored: Mapping[str, Any] | None = None,
     parent: Mapping[str, Any] | None = None,
+    packed: bool = False,
 ) -> dict[str, Any]:
     """Write manifest.json before the first step and return what was written.
 
@@ -117,7 +133,8 @@ def write_manifest(
     each side-car in use. `weights` holds what each frozen network is (hashes of its files, or hub id and commit) and
     the adapter that is scored. `command` is the command line, `device` a torch device such as "cpu" or "cuda:0".
     `not_hashed` are the keys that `config_hash` was made without. `scored` is the config of the run whose adapter is
-    scored, `parent` the run that this one repeats or was forked from. The environment is not written, but for the
+    scored, `parent` the run that this one repeats or was forked from,
+    `packed` whether it shares its networks' batches with other jobs. The environment is not written, but for the
     workspace setting of cuBLAS, and whatever looks like a key or token is redacted. If the folder has a manifest
     already (a resumed or repeated run), that attempt is kept as one entry of `earlier_attempts`.
     """
@@ -141,7 +158,7 @@ def write_manifest(
         "working_directory": redact_text(Path.cwd().as_posix()),
         "versions": package_versions(),
         "machine": machine(device),
-        "numerics": numerics(),
+        "numerics": numerics() | ({"packed": True} if packed else {}),
         "git": code_state(),
         "outputs": {},
         "adapter_tensors": None,

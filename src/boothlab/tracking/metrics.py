@@ -36,6 +36,7 @@ TRAIN_LOSS_INSTANCE = _register("train/loss_instance", False, "mean squared erro
 TRAIN_LOSS_PRIOR = _register("train/loss_prior", False, "mean squared error", "Loss on the class images, unweighted.")
 TRAIN_LR_UNET = _register("train/lr_unet", None, "1", "Learning rate of the UNet's adapter.")
 TRAIN_LR_TEXT_ENCODER = _register("train/lr_text_encoder", None, "1", "Learning rate of the text encoder's adapter.")
+TRAIN_LR_EMBEDDINGS = _register("train/lr_embeddings", None, "1", "Learning rate of learned words.")
 TRAIN_GRAD_NORM = _register("train/grad_norm", None, "L2 norm", "Gradient norm before clipping.")
 TRAIN_STEP_SECONDS = _register("train/step_seconds", None, "s", "Wall time of one optimizer step.")
 TRAIN_EPOCH = _register("train/epoch", None, "epochs", "Passes over the subject's photos.")
@@ -51,8 +52,14 @@ PRES = _register(
     "eval/pres", False, "cosine", "Prior drift: DINO similarity of plain class samples and the subject's photos."
 )
 BALANCED = _register("eval/balanced", True, "cosine", "Mean of eval/clip_i, eval/dino and eval/clip_t.")
+FEATURE_SIMILARITY = _register(
+    "eval/feature_similarity", True, "cosine", "Similarity of samples and photos by the encoder in the key's name."
+)
 CLIP_I_CEILING = _register("eval/clip_i_ceiling", None, "cosine", "CLIP-I among the subject's own photos.")
 DINO_CEILING = _register("eval/dino_ceiling", None, "cosine", "DINO among the subject's own photos.")
+FEATURE_SIMILARITY_CEILING = _register(
+    "eval/feature_similarity_ceiling", None, "cosine", "The same similarity among the subject's own photos."
+)
 SAMPLING_SECONDS = _register("eval/sampling_seconds", None, "s", "Wall time of making the samples of one evaluation.")
 SCORING_SECONDS = _register("eval/scoring_seconds", None, "s", "Wall time of scoring the samples of one evaluation.")
 CONSTANT_IMAGES = _register("eval/constant_images", False, "images", "Samples of a single colour, such as all black.")
@@ -103,6 +110,63 @@ EDIT_CLIP_I_TRUTH = _register("edit/clip_i_truth", True, "cosine", "CLIP image s
 EDIT_DINO_TRUTH = _register("edit/dino_truth", True, "cosine", "DINO image similarity to the known target.")
 EDIT_HAPPENED = _register("edit/happened", True, "share", "Edits whose changed fact a reader finds in the picture.")
 EDIT_EFFECTIVE_STEPS = _register("edit/effective_steps", None, "steps", "Denoising steps that an edit really took.")
+EDIT_STRENGTH = _register("edit/strength", None, "1", "Noise that was put on the source, 0 to 1.")
+EDIT_STEPS = _register("edit/steps", None, "steps", "Steps of the whole schedule.")
+EDIT_GUIDANCE = _register("edit/guidance_scale", None, "1", "Classifier-free guidance by the text.")
+EDIT_IMAGE_GUIDANCE = _register("edit/image_guidance_scale", None, "1", "Guidance by the image.")
+EDIT_CONTROL_SCALE = _register("edit/control_scale", None, "1", "Weight of the controls.")
+EDIT_PARAMETERS = (EDIT_STRENGTH, EDIT_STEPS, EDIT_GUIDANCE, EDIT_IMAGE_GUIDANCE, EDIT_CONTROL_SCALE)
+"""Not measured but set: logged with the scores, so that one can be drawn against the other over many runs."""
+
+INSPECT_VAE_PSNR = _register("inspect/vae_psnr", True, "dB", "PSNR of photos through the VAE and back, the mean.")
+INSPECT_TRAJECTORY_DISTANCE = _register(
+    "inspect/trajectory_distance", None, "root mean square", "How far base and adapter end up apart from one noise."
+)
+INSPECT_TOKEN_ATTENTION = _register(
+    "inspect/token_attention", None, "share", "Cross-attention that goes to the unique token, with the adapter."
+)
+INSPECT_OWN_PROMPT = _register(
+    "inspect/own_prompt", True, "share", "Samples whose own prompt is the nearest of all prompts to CLIP."
+)
+INSPECT_CLASS_ACCURACY = _register(
+    "inspect/class_accuracy", True, "share", "Samples that CLIP puts into the subject's class, zero-shot."
+)
+INSPECT_BEST_OF_GAIN = _register(
+    "inspect/best_of_gain", None, "cosine", "The chosen image's score less the mean of all that it was chosen from."
+)
+INSPECT_UPDATE_RELATIVE = _register(
+    "inspect/update_relative", None, "ratio", "Norm of the UNet's update over that of the weights it changes."
+)
+INSPECT_EFFECTIVE_RANK = _register(
+    "inspect/effective_rank", None, "rank", "Effective rank of the UNet's update, the mean over layers."
+)
+INSPECT_ABOVE_CEILING = _register(
+    "inspect/above_ceiling", False, "share", "Samples nearer to a photo, to DINO, than the photos are among themselves."
+)
+INSPECT_CLOSER_THAN_PHOTOS = _register(
+    "inspect/closer_than_photos", False, "share", "Samples nearer to a photo, to DINO, than any two photos are."
+)
+INSPECT_DRIFT_PRES_BASE = _register(
+    "inspect/drift_pres_base", None, "cosine", "DINO similarity of the base model's class images and the photos."
+)
+INSPECT_DRIFT_PRES = _register(
+    "inspect/drift_pres", False, "cosine", "DINO similarity of class images with the adapter and the photos."
+)
+INSPECT_DRIFT_DISTANCE = _register(
+    "inspect/drift_distance", False, "1 - cosine", "DINO distance of class images of one seed, base and adapter."
+)
+
+CAPTION_TAGS_PER_IMAGE = _register("caption/tags_per_image", None, "tags", "Tags an image, the mean.")
+CAPTION_TOP1_COSINE = _register(
+    "caption/top1_cosine", None, "cosine", "Cosine of an image and its best label, the mean over images."
+)
+CAPTION_GAP_10 = _register(
+    "caption/gap_10", None, "cosine", "Cosine of the best label less that of the tenth, the mean over images."
+)
+CAPTION_DISTINCT_TAGS_PER_GROUP = _register(
+    "caption/distinct_tags_per_group", None, "tags", "Different tags in a group of images, the mean over groups."
+)
+CAPTION_DISTINCT_TAGS = _register("caption/distinct_tags", None, "tags", "Different tags in the whole collection.")
 
 
 def variant(key: str, name: str) -> str:

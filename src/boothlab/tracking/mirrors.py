@@ -30,6 +30,9 @@ class Mirror(Protocol):
     def log_table(self, step: int, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A table; a cell that is a Path to an image is shown as the image where the mirror can."""
 
+    def log_curve(self, step: int, key: str, labels: Sequence[str], points: Sequence[Sequence[float]]) -> None:
+        """A line through points (x, y); `labels` name the two axes."""
+
     def log_artifact(self, name: str, type_: str, paths: Sequence[Path], metadata: Mapping[str, Any]) -> None:
         """Files or folders worth keeping, such as an adapter."""
 
@@ -58,6 +61,9 @@ class CsvMirror:
         """Not a scalar."""
 
     def log_table(self, step: int, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Not a scalar."""
+
+    def log_curve(self, step: int, key: str, labels: Sequence[str], points: Sequence[Sequence[float]]) -> None:
         """Not a scalar."""
 
     def log_artifact(self, name: str, type_: str, paths: Sequence[Path], metadata: Mapping[str, Any]) -> None:
@@ -108,6 +114,9 @@ class TensorBoardMirror:
 
     def log_table(self, step: int, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """TensorBoard has no tables."""
+
+    def log_curve(self, step: int, key: str, labels: Sequence[str], points: Sequence[Sequence[float]]) -> None:
+        """TensorBoard has no plots of one number against another."""
 
     def log_artifact(self, name: str, type_: str, paths: Sequence[Path], metadata: Mapping[str, Any]) -> None:
         """TensorBoard has no artifacts."""

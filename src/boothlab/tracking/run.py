@@ -96,6 +96,11 @@ class Tracker:
             return CsvMirror(self.run_dir / history.FILE_NAME)
         return TensorBoardMirror(self.run_dir, self._resume_step)
 
+    @property
+    def mirrored(self) -> bool:
+        """Whether the run is recorded for W&B."""
+        return any(isinstance(mirror, WandbMirror) and mirror.sync_dir is not None for mirror in self._mirrors)
+
     def log(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Scalars at one optimizer step: Python, NumPy or one-element torch numbers.
 
@@ -113,6 +118,10 @@ class Tracker:
     def log_table(self, step: int, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A table that the caller has already saved in the run folder; to the mirrors."""
         self._each("log_table", step, key, columns, rows)
+
+    def log_curve(self, step: int, key: str, labels: Sequence[str], points: Sequence[Sequence[float]]) -> None:
+        """A line through points (x, y), its axes named by `labels`; to the mirrors."""
+        self._each("log_curve", step, key, labels, points)
 
     def log_artifact(
         self, name: str, type_: str, paths: Sequence[Path], metadata: Mapping[str, Any] | None = None

@@ -11,6 +11,7 @@ from boothlab.errors import UserError
 from boothlab.files import read_json
 from boothlab.tracking import metrics
 from boothlab.tracking.history import FILE_NAME, Row, read_history
+from boothlab.tracking.manifest import ADAPTER, EMBEDDINGS, NETWORKS
 
 COLUMNS = (
     ("CLIP-I", metrics.CLIP_I, metrics.CLIP_I_CEILING),
@@ -20,6 +21,8 @@ COLUMNS = (
     ("PRES ↓", metrics.PRES, None),
     ("balanced", metrics.BALANCED, None),
 )
+FEATURES = ("features", metrics.FEATURE_SIMILARITY, metrics.FEATURE_SIMILARITY_CEILING)
+"""A column of its own where a further encoder measured likeness."""
 
 
 def finished_summary(run_dir: Path) -> dict[str, Any] | None:
@@ -54,19 +57,21 @@ def _cells(values: list[float | None]) -> list[str]:
 def score_table(rows: list[Row]) -> Table:
     """The scored checkpoints of a history as a table; the best balanced row is marked."""
     scored = [row for row in rows if value_of(row, metrics.CLIP_I) is not None]
+    measured = any(value_of(row, metrics.FEATURE_SIMILARITY) is not None for row in scored)
+    columns = (*COLUMNS, FEATURES) if measured else COLUMNS
     table = Table(title=Text(f"scores{_encoders(scored)}"), title_justify="left")
     table.add_column("step", justify="right")
-    for label, _, _ in COLUMNS:
+    for label, _, _ in columns:
         table.add_column(label, justify="right")
     trained = [row for row in scored if row.step > 0]
     best = max(trained, key=lambda row: value_of(row, metrics.BALANCED) or 0.0, default=None)
     for row in scored:
         label = "0 (base model)" if row.step == 0 else str(row.step)
-        cells = _cells([value_of(row, key) for _, key, _ in COLUMNS])
+        cells = _cells([value_of(row, key) for _, key, _ in columns])
         table.add_row(label, *cells, style="bold green" if row is best else None)
     ceilings = [
         next((v for row in rows if (v := value_of(row, key)) is not None), None) if key else None
-        for _, _, key in COLUMNS
+        for _, _, key in columns
     ]
     if any(value is not None for value in ceilings):
         table.add_section()
@@ -82,5 +87,8 @@ def show_run(run_dir: Path, console: Console) -> None:
     grids = sorted((run_dir / "samples").glob("step_*/grid.png"))
     if grids:
         console.print(Text(f"grid      {grids[-1]}"))
-    console.print(Text(f"adapter   {run_dir / 'lora' / 'pytorch_lora_weights.safetensors'}"))
+    labels = {ADAPTER: "adapter  ", EMBEDDINGS: "words    ", **dict.fromkeys(NETWORKS, "network  ")}
+    left = [(label, path) for pattern, label in labels.items() for path in sorted(run_dir.glob(pattern))]
+    for label, path in left or [("adapter  ", run_dir / ADAPTER)]:
+        console.print(Text(f"{label} {path}"))
     console.print(Text(f"numbers   {run_dir / 'summary.json'}"))

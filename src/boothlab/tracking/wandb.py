@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -188,7 +189,8 @@ class WandbMirror:
             init_timeout=self._init_timeout,
             finish_timeout=finish_timeout,
             finish_timeout_raises=True,
-            reinit="finish_previous",
+            # Jobs of a pack have their runs open side by side, each in a thread of its own.
+            reinit="finish_previous" if threading.current_thread() is threading.main_thread() else "create_new",
             silent=_silent(),
             x_graphql_retry_max=1,  # the default retries outlast init_timeout: 100 s for a refused connection
             x_transaction_log_flush_interval=0.5,  # seconds; the default of 15 loses them when the run is killed
@@ -232,6 +234,17 @@ class WandbMirror:
             run.log({key: table, STEP_KEY: step})
 
         self._send(f"the table {key}", send)
+
+    def log_curve(self, step: int, key: str, labels: Sequence[str], points: Sequence[Sequence[float]]) -> None:
+        """One of W&B's own line plots: x, y and their labels."""
+        (x, y), data = labels, [list(point) for point in points]
+
+        def send(run: "wandb.Run") -> None:
+            import wandb
+
+            run.log({key: wandb.plot.line(wandb.Table(columns=[x, y], data=data), x, y, title=key), STEP_KEY: step})
+
+        self._send(f"the curve {key}", send)
 
     def log_artifact(self, name: str, type_: str, paths: Sequence[Path], metadata: Mapping[str, Any]) -> None:
         """Files and folders, copied by W&B, as a version of the artifact `name`."""

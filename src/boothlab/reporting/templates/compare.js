@@ -68,6 +68,16 @@
     return element.decode().catch(() => undefined);
   }
 
+  function showPhotos(photos, name = "") {
+    const elements = photos.map((photo, index) => {
+      const element = document.createElement("img");
+      element.alt = name || `Photo ${index + 1} of the subject`;
+      show(photo, element);
+      return element;
+    });
+    find("photos").replaceChildren(...elements);
+  }
+
   async function ask(index) {
     position = index;
     if (index >= questions.length) return finish();
@@ -82,8 +92,10 @@
     find("chip").className = `chip ${asked.question}`;
     find("question").textContent = kind.text;
     find("hint").textContent = kind.hint;
-    find("references").hidden = asked.question !== "subject";
-    find("prompt").hidden = asked.question !== "prompt";
+    if (asked.source) showPhotos([study.images[asked.source]], "Source");
+    find("references").hidden = kind.shows === "text";
+    find("prompt").hidden = kind.shows === "photos";
+    find("stimulus").className = kind.shows;
     find("prompt").textContent = asked.prompt ?? "";
     find("back").disabled = index === 0;
     find("last").textContent = previous && `Last answer: ${previous}`;
@@ -228,12 +240,7 @@
     ask(firstOpen());
   });
 
-  for (const photo of study.references) {
-    const element = document.createElement("img");
-    element.alt = `Photo ${find("photos").childElementCount + 1} of the subject`;
-    show(photo, element);
-    find("photos").append(element);
-  }
+  showPhotos(study.references);
   if (state.rater && state.started) {
     exported = false;
     ask(firstOpen());

@@ -1,0 +1,1 @@
+"""Captions and tags of image collections, beside the images or in a folder of their own."""

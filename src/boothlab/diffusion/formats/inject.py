@@ -1,0 +1,74 @@
+"""An adapter into a loaded pipeline: diffusers makes the layers, which then get exactly what the file holds."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from boothlab.diffusion.backbone import Backbone
+from boothlab.diffusion.formats.adapter import LayerWeights
+from boothlab.diffusion.formats.architecture import canonical_layers, text_path
+from boothlab.diffusion.formats.diffusers_format import metadata_of, state_of
+from boothlab.errors import UserError
+from boothlab.files import shown
+
+
+def inject(backbone: Backbone, component: str, held: Mapping[str, LayerWeights], adapter: str) -> None:
+    """Put one component's layers in by diffusers' loaders; raises UserError unless each is there, as it was given."""
+    module = backbone.unet if component == "unet" else backbone.text_encoders[component]
+    bases = canonical_layers(component, module)
+    fitted = {path: _fitted(weights, bases[path]) for path, weights in held.items()}
+    given: dict[str, Any] = {
+        "network_alphas": None,
+        "adapter_name": adapter,
+        "metadata": metadata_of({component: fitted}),
+        "_pipeline": backbone.pipeline,
+        "low_cpu_mem_usage": True,
+    }
+    state = state_of(component, fitted)
+    if component == "unet":
+        backbone.pipeline.load_lora_into_unet(state, unet=module, **given)
+    else:
+        backbone.pipeline.load_lora_into_text_encoder(state, text_encoder=module, prefix=component, **given)
+    there = {
+        name if component == "unet" else text_path(name): layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, LoraLayer) and adapter in layer.lora_A
+    }
+    if there.keys() != fitted.keys():
+        lost = ", ".join(sorted(there.keys() ^ fitted.keys())[:3])
+        raise UserError(f"the backbone {backbone.name} did not take the layers {lost}; was it changed by another tool?")
+    for path, layer in there.items():
+        weights = fitted[path]
+        matrices = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+        for matrix, value in zip(matrices, (weights.down, weights.up), strict=True):
+            matrix.data = value.to(matrix.device, torch.float32, copy=True)  # the loader rounds to the backbone's
+        layer.r[adapter], layer.lora_alpha[adapter] = weights.rank, weights.alpha
+
+
+def _fitted(weights: LayerWeights, base: nn.Module) -> LayerWeights:
+    """The matrices in the shapes of a layer: a 1 × 1 convolution's and a linear layer's stand for each other."""
+    shape: tuple[int, ...] = tuple(base.weight.shape)  # type: ignore[arg-type]
+    rank = weights.rank
+    down = weights.down.reshape(rank, *shape[1:])
+    up = weights.up.reshape(shape[0], rank, *([1] * (len(shape) - 2)))
+    return LayerWeights(down, up, weights.alpha)
+
+
+def add_words(backbone: Backbone, embeddings: Mapping[str, Tensor], path: Path) -> None:
+    """Teach the first text encoder the words of a textual inversion. Raises UserError when their width is another."""
+    encoder = backbone.pipeline.text_encoder
+    width = encoder.get_input_embeddings().weight.shape[1]
+    for word, vector in sorted(embeddings.items()):
+        if vector.shape[-1] != width or vector.ndim > 2:
+            raise UserError(
+                f"{shown(path)}: the embedding of {shown(word)} is {list(vector.shape)}, where the text encoder of "
+                f"{backbone.name} has words of {width} numbers; it was made for another architecture"
+            )
+    for word, vector in sorted(embeddings.items()):
+        backbone.pipeline.load_textual_inversion(vector, token=word)
+        encoder.requires_grad_(False)
+        backbone.words.append(word)

@@ -1,0 +1,151 @@
+"""kohya's files, which A1111 and ComfyUI read: `lora_unet_….lora_down.weight`, with an alpha tensor for each layer."""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from boothlab.diffusion.formats import diffusers_format
+from boothlab.diffusion.formats.adapter import Adapter
+from boothlab.diffusion.formats.architecture import Architecture
+from boothlab.diffusion.formats.container import Found, RawFile, number, safetensors_bytes
+from boothlab.errors import UserError
+from boothlab.files import shown
+from boothlab.quiet import quiet_libraries
+
+NAME = "kohya"
+FILE_NAME = "kohya.safetensors"
+_PREFIXES = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
+_EMBEDDING = re.compile(r"bundle_emb\.(.+)\.string_to_param\.\*")
+_KINDS = {"lora_down.weight": "down", "lora_up.weight": "up"}
+_RESNET = {"conv1": "in_layers_2", "conv2": "out_layers_3", "time_emb_proj": "emb_layers_1"}
+_RESNET["conv_shortcut"] = "skip_connection"
+_OUTSIDE = {
+    "conv_in": "input_blocks_0_0",
+    "conv_out": "out_2",
+    "time_embedding.linear_1": "time_embed_0",
+    "time_embedding.linear_2": "time_embed_2",
+    "add_embedding.linear_1": "label_emb_0_0",
+    "add_embedding.linear_2": "label_emb_0_2",
+}
+
+
+def claims(key: str) -> bool:
+    """Whether a key may be one of this format."""
+    return key.startswith((*_PREFIXES, "bundle_emb."))
+
+
+def find(raws: Sequence[RawFile], architecture: Architecture | None) -> Found:
+    """Where each key of the file belongs. Raises UserError for a key that belongs nowhere."""
+    found = Found()
+    table = _table(architecture) if architecture is not None else {}
+    for raw in raws:
+        groups: dict[str, dict[str, tuple[str, Tensor]]] = defaultdict(dict)
+        for key, value in raw.tensors.items():
+            if match := _EMBEDDING.fullmatch(key):
+                found.embeddings[match[1]] = value
+                continue
+            name, _, kind = key.partition(".")
+            if kind not in (*_KINDS, "alpha"):
+                raise UserError(
+                    f"{shown(raw.path)}: {shown(key)} is no key of a LoRA; take it out, or name the right file"
+                )
+            groups[name][kind] = (key, value)
+        for name, parts in groups.items():
+            place = table.get(name) or _by_diffusers(raw, name, architecture)
+            for kind, (key, value) in parts.items():
+                if kind != "alpha":
+                    found.add(raw.path, (*place, _KINDS[kind]), key, value)
+                elif place in found.alphas:
+                    raise UserError(f"{shown(raw.path)}: {shown(key)} is a second alpha for its layer; take one out")
+                else:
+                    found.alphas[place] = number(value, raw.path, key)
+    return found
+
+
+def _table(architecture: Architecture) -> dict[str, tuple[str, str]]:
+    """(component, module) by every name that tools give the layers of an architecture."""
+    table: dict[str, tuple[str, str]] = {}
+    for component, shapes in architecture.shapes.items():
+        for path in shapes:
+            flat = path.replace(".", "_")
+            prefixes = {"unet": _PREFIXES[:1], "text_encoder": _PREFIXES[1:3], "text_encoder_2": _PREFIXES[3:]}
+            names = [prefix + flat for prefix in prefixes[component]]
+            if component == "unet":
+                names.append(_PREFIXES[0] + original_name(path, architecture))
+            table |= dict.fromkeys(names, (component, path))
+    return table
+
+
+def _by_diffusers(raw: RawFile, name: str, architecture: Architecture | None) -> tuple[str, str]:
+    """(component, module) of a layer that no known table has, as diffusers' own loader names it.
+
+    It is asked for one layer at a time: of a whole file it drops without a word what it takes for a double.
+    """
+    down = f"{name}.lora_down.weight"
+    layer = {down: torch.empty(0), f"{name}.lora_up.weight": torch.empty(0)}
+    blocks = SimpleNamespace(layers_per_block=architecture.layers_per_block if architecture else 2)
+    try:
+        with quiet_libraries():
+            from diffusers import StableDiffusionXLPipeline  # its import speaks
+
+            state, _ = StableDiffusionXLPipeline.lora_state_dict(layer, unet_config=blocks)
+    except (ValueError, IndexError, KeyError):
+        state = {}
+    places = {place[:2] for key in state if (place := diffusers_format.place_of(key)) is not None}
+    if len(places) != 1:
+        raise UserError(f"{shown(raw.path)}: {shown(down)} is no layer's name; take it out, or convert the file again")
+    return places.pop()
+
+
+def original_name(path: str, architecture: Architecture) -> str:
+    """A UNet layer in the numbering of the original Stable Diffusion, flat: `input_blocks_1_1_proj_in`.
+
+    As kohya's scripts name SDXL's layers; diffusers' `_maybe_map_sgm_blocks_to_diffusers` is the way back.
+    """
+    if path in _OUTSIDE:
+        return _OUTSIDE[path]
+    parts = path.split(".")
+    per_block = architecture.layers_per_block + 1
+    if parts[0] == "mid_block":
+        kind, number_, *rest = parts[1:]
+        block = f"middle_block_{1 if kind == 'attentions' else 2 * int(number_)}"
+        return f"{block}_{_inner(kind, rest)}"
+    block_number, kind, number_, *rest = [int(parts[1]), *parts[2:]]
+    up = parts[0] == "up_blocks"
+    stem = "output_blocks" if up else "input_blocks"
+    place = int(block_number) * per_block + (0 if up else 1)
+    if kind == "downsamplers":
+        return f"{stem}_{place + per_block - 1}_0_op"
+    if kind == "upsamplers":
+        attended = any(name.startswith(f"up_blocks.{block_number}.attentions") for name in architecture.shapes["unet"])
+        return f"{stem}_{place + per_block - 1}_{2 if attended else 1}_conv"
+    return f"{stem}_{place + int(str(number_))}_{0 if kind == 'resnets' else 1}_{_inner(str(kind), rest)}"
+
+
+def _inner(kind: str, rest: list[str]) -> str:
+    return _RESNET.get(rest[0], rest[0]) if kind == "resnets" else "_".join(rest)
+
+
+def write(adapter: Adapter, metadata: Mapping[str, str], architecture: Architecture | None) -> dict[str, bytes]:
+    """The one file of this format. SDXL's UNet gets the original numbering, as kohya's scripts give it."""
+    is_sdxl = bool(adapter.components.get("text_encoder_2")) or (architecture is not None and architecture.is_sdxl)
+    prefixes = {"unet": "lora_unet_", "text_encoder": "lora_te1_" if is_sdxl else "lora_te_"}
+    prefixes["text_encoder_2"] = "lora_te2_"
+    state: dict[str, Tensor] = {}
+    for component, path, layer in adapter.layers():
+        original = is_sdxl and component == "unet" and architecture is not None
+        flat = original_name(path, architecture) if original and architecture else path.replace(".", "_")
+        name = prefixes[component] + flat
+        state[f"{name}.lora_down.weight"], state[f"{name}.lora_up.weight"] = layer.down, layer.up
+        state[f"{name}.alpha"] = _alpha_tensor(layer.alpha)
+    return {FILE_NAME: safetensors_bytes(state, metadata)}
+
+
+def _alpha_tensor(alpha: float) -> Tensor:
+    """In float32, as tools write it, unless that would round it."""
+    short = torch.tensor(alpha, dtype=torch.float32)
+    return short if short.item() == alpha else torch.tensor(alpha, dtype=torch.float64)
