@@ -6,8 +6,8 @@ its own, in turns, so that whatever else the machine does hits all. Printed are 
 processor time is what another load on the machine moves least. The loss before and after is worked out by one function
 for all adapters, through plain diffusers: speed that is bought with learning would show there.
 
---size dollhouse: the miniature that ships with the package; tiny: a small Stable Diffusion with random weights; sd15: the
-networks of Stable Diffusion 1.5 with random float16 weights, for a GPU (2 GB of disk in --work).
+--size dollhouse: the miniature that ships with the package; tiny: a small Stable Diffusion with random weights; sd15:
+the networks of Stable Diffusion 1.5 with random float16 weights, for a GPU (2 GB of disk in --work).
 """
 
 import argparse
@@ -36,7 +36,6 @@ from against.cases import (
 from against.loss import fixed_loss
 from against.models import model_folder, picture_folder
 from against.runs import CommandFailedError, Measured, measure, summary
-
 
 OURS, SCRIPT_NAME, READY_NAME, LORA_NAME = "boothlab", "script", "script, text embedded once", "cloneofsimo"
 ADAPTER = "pytorch_lora_weights.safetensors"

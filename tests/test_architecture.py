@@ -13,7 +13,7 @@ ROOT = Path(boothlab.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 BASE = {"errors", "files", "seeding", "progress", "quiet"}
-PARTS = {"dollhouse", "diffusion", "evaluation", "images", "tracking", "cache", "config", "loops"} | BASE
+PARTS = {"dollhouse", "diffusion", "evaluation", "images", "tracking", "cache", "config", "loops", "starting"} | BASE
 
 #: what each part may import besides itself; a new part needs a line here
 MAY_IMPORT: dict[str, set[str]] = {
@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "seeding": {"errors"},
     "progress": {"errors"},
     "quiet": set(),
+    "starting": set(),
     "turns": set(),
     "config": {"errors"},
     "cache": {"errors", "files", "turns"},

@@ -85,7 +85,11 @@ MISTAKES = [
     ("tracking.mirrors=cvs", "tracking.mirrors[0]=cvs: expected one of csv, tensorboard; did you mean csv?"),
     ("lora=3", "lora is a section; set its fields, as in lora.rank=…"),
     ("backbone=sd9", "backbone=sd9: no such option; backbone is one of dollhouse, sd15, sd21, sdxl"),
-    ("subject=bera", "subject=bera: no such option; did you mean bear? subject is one of bear, car, folder, robot"),
+    (
+        "subject=bera",
+        "subject=bera: no such option; did you mean bear? subject is one of bear, bear_plushie, "
+        "car, dog, dreambench, folder, robot, robot_toy",
+    ),
     (
         "subject=folder",
         "subject.images, subject.class_noun have no value; give them, as in subject.images=… subject.class_noun=…",

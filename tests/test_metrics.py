@@ -16,7 +16,7 @@ def test_every_metric_says_what_it_is() -> None:
         assert metric.key == key
         assert metric.step_key == "trainer/global_step"
         assert metric.description.endswith(".") and metric.unit
-        assert key.split("/")[0] in {"train", "edit", "eval", "inspect"}
+        assert key.split("/")[0] in {"train", "edit", "eval", "inspect", "caption"}
 
 
 @pytest.mark.parametrize(

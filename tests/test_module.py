@@ -38,7 +38,7 @@ class StubBackbone:
         self.unet = Number(0.7)
         self.text_encoders: dict[str, nn.Module] = {}
         self.noise_scheduler = DDPMScheduler(prediction_type=prediction_type)
-        self.prediction_type, self.dropout = prediction_type, dropout
+        self.prediction_type, self.dropout, self.dtype = prediction_type, dropout, torch.float32
 
     def tokenize(self, prompts: list[str]) -> dict[str, Tensor]:
         return {"text_encoder": torch.zeros(len(prompts), 3, dtype=torch.long)}
@@ -49,6 +49,9 @@ class StubBackbone:
     def predict(self, noisy_BCHW: Tensor, timesteps_B: Tensor, text: TextEmbedding) -> Tensor:
         dropped = torch.nn.functional.dropout(noisy_BCHW, 0.5) if self.dropout else noisy_BCHW
         return self.unet.value * dropped
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
 
 
 def table(size: int, offset: float, std: float = 0.0) -> LatentTable:

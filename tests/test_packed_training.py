@@ -140,14 +140,14 @@ def test_the_launcher_leaves_what_one_job_at_a_time_leaves(lab: Lab) -> None:
     varied = ["lora.rank=2,4", "optim.lr=0.01,1e30", "optim.grad_clip=null"]
     folders = {}
     for launcher in ("basic", "packed"):
-        words = [*lab.overrides(launcher, *varied), f"hydra/launcher={launcher}"]
+        words = [*lab.overrides(f"by_{launcher}", *varied), f"hydra/launcher={launcher}"]
         assert main(["train", "-m", *words]) == 1  # two of the four become NaN
-        folders[launcher] = sorted(path for path in (lab.folder / launcher).glob("*/[!.]*") if path.is_dir())
+        folders[launcher] = sorted(path for path in (lab.folder / f"by_{launcher}").glob("*/[!.]*") if path.is_dir())
     for first, second in zip(folders["basic"], folders["packed"], strict=True):
         assert first.name == second.name and files(first) == files(second)
         assert summary(first)["status"] == summary(second)["status"]
         for name in (".hydra/config.yaml", ".hydra/overrides.yaml"):
-            left, right = ((folder / name).read_text().replace("basic", "packed") for folder in (first, second))
+            left, right = ((folder / name).read_text().replace("by_basic", "by_packed") for folder in (first, second))
             assert left == right
         before, after = (json.loads((folder / "manifest.json").read_text()) for folder in (first, second))
         assert before["stream_seeds"] == after["stream_seeds"] and before.keys() == after.keys()

@@ -1,4 +1,4 @@
-"""Runs a command inside this process and notes when each optimizer step ended; started by `runs.py`, for both sides alike.
+"""Runs a command in this process and notes when each optimizer step ended; `runs.py` starts it, for both sides alike.
 
     python launcher.py NOTES [--stand-in FOLDER] (-m MODULE | SCRIPT) [argument …]
 

@@ -51,7 +51,12 @@ def _timesteps(draws: int) -> list[int]:
 
 
 def _losses(
-    unet: torch.nn.Module, schedule: DDPMScheduler, latent_1CHW: Tensor, text_1TD: Tensor, times: Sequence[int], seed: int
+    unet: torch.nn.Module,
+    schedule: DDPMScheduler,
+    latent_1CHW: Tensor,
+    text_1TD: Tensor,
+    times: Sequence[int],
+    seed: int,
 ) -> list[float]:
     """The loss at each timestep, a small batch at a time."""
     noise_NCHW = torch.randn((len(times), *latent_1CHW.shape[1:]), generator=torch.Generator().manual_seed(seed))

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -66,7 +67,7 @@ def measure(arguments: Sequence[str], folder: Path, changes: Mapping[str, str], 
 
 def _middle(ends: Sequence[float]) -> float:
     """The median time between the ends of two steps, the first few left out; NaN for fewer than two steps."""
-    gaps = [after - before for before, after in zip(ends, ends[1:], strict=False)]
+    gaps = [after - before for before, after in pairwise(ends)]
     late = gaps[5:] if len(gaps) > 10 else gaps
     return statistics.median(late) if late else float("nan")
 

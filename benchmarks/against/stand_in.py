@@ -1,6 +1,6 @@
 """A stand-in for torchvision.transforms: the few transforms of the script, on Pillow and torch.
 
-The benchmark writes this text to a temporary folder, as `torchvision/transforms.py`, where torchvision is not installed.
+The benchmark copies it to a temporary folder as `torchvision/transforms.py`, where torchvision is not installed.
 """
 
 import random

@@ -258,10 +258,10 @@ class SubjectConfig(Checked):
 class LoraConfig(Checked):
     """The adapter."""
 
-    #: form of the update: lora, dora, rslora, loha or lokr
-    variant: LoraVariant = LoraVariant.lora
     #: rank of the update
     rank: int = 4
+    #: form of the update: lora, dora, rslora, loha or lokr
+    variant: LoraVariant = LoraVariant.lora
     #: the update is scaled by alpha / rank, in rslora by alpha / √rank; null means alpha = rank
     alpha: float | None = None
     #: dropout on the adapter's input, 0..1

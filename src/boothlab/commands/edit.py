@@ -10,6 +10,7 @@ from boothlab.compose.jobs import Multirun
 from boothlab.compose.run import run as run_composed
 from boothlab.config_edit import EditConfig
 from boothlab.progress import Reporter
+from boothlab.starting import imports_uncollected
 from boothlab.sweeping.run import run_sweep, take_options
 from boothlab.tracking.lock import owned
 
@@ -56,8 +57,9 @@ def edit(config: EditConfig, resolved: dict[str, Any], run_dir: Path, one_of_man
         if summary := finished_summary(run_dir):
             reporter.say(f"{run_dir} (paths.overwrite=true runs it again)", tag="finished already", style="green")
             return summary
-    from boothlab.building.edit import build_edit_run
-    from boothlab.files import remove_leftovers_below
+    with imports_uncollected():
+        from boothlab.building.edit import build_edit_run
+        from boothlab.files import remove_leftovers_below
 
     reporter.say(f"run folder {run_dir}")
     with owned(run_dir):

@@ -12,6 +12,7 @@ from boothlab.config_evaluate import EvaluateConfig
 from boothlab.errors import UserError
 from boothlab.files import csv_cell, shown, write_json, write_text
 from boothlab.progress import Reporter
+from boothlab.starting import imports_uncollected
 
 if TYPE_CHECKING:
     from boothlab.building.evaluate import FolderEvaluation
@@ -44,7 +45,8 @@ def _refuse_multirun(jobs: Explorer) -> int:
 
 def evaluate(config: EvaluateConfig, resolved: dict[str, Any], run_dir: Path, one_of_many: bool) -> dict[str, Any]:
     """Measure and write scores.csv and metrics.json; returns what is in metrics.json."""
-    from boothlab.building.evaluate import build_evaluation
+    with imports_uncollected():
+        from boothlab.building.evaluate import build_evaluation
 
     reporter = Reporter(quiet=one_of_many)
     found = build_evaluation(config, reporter)

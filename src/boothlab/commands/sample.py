@@ -8,6 +8,7 @@ from boothlab.compose.run import run as run_composed
 from boothlab.config import SampleConfig
 from boothlab.files import write_json, write_text
 from boothlab.progress import Reporter
+from boothlab.starting import imports_uncollected
 from boothlab.tracking.redaction import redact
 
 HELP = HelpPage(
@@ -42,8 +43,9 @@ def run(argv: list[str]) -> int:
 
 def _sample(config: SampleConfig, resolved: dict[str, Any], run_dir: Path, one_of_many: bool) -> list[str]:
     # torch and diffusers: only once the config is known to be good
-    from boothlab.building import build_sample_run
-    from boothlab.images.grid import save_png
+    with imports_uncollected():
+        from boothlab.building import build_sample_run
+        from boothlab.images.grid import save_png
 
     reporter = Reporter(quiet=one_of_many)
     run = build_sample_run(config, reporter)

@@ -17,6 +17,7 @@ from boothlab.config import ScoreConfig, TrainConfig
 from boothlab.errors import UserError
 from boothlab.files import shown
 from boothlab.progress import Reporter
+from boothlab.starting import imports_uncollected
 from boothlab.sweeping.run import run_sweep, take_options
 from boothlab.tracking.lock import owned
 from boothlab.tracking.manifest import read_manifest
@@ -47,8 +48,9 @@ def run(argv: list[str]) -> int:
 
 def score(config: ScoreConfig, resolved: dict[str, Any], run_dir: Path, one_of_many: bool) -> dict[str, Any]:
     """One scoring, or nothing if it is finished; returns its summary."""
-    from boothlab.building import build_score_run
-    from boothlab.tracking.show import finished_summary, show_run
+    with imports_uncollected():
+        from boothlab.building import build_score_run
+        from boothlab.tracking.show import finished_summary, show_run
 
     reporter = Reporter(quiet=one_of_many)
     if not config.paths.overwrite and (summary := finished_summary(run_dir)):

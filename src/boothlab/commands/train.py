@@ -14,6 +14,7 @@ from boothlab.errors import UserError
 from boothlab.files import sha256_file, shown
 from boothlab.progress import Reporter
 from boothlab.search import Pruned
+from boothlab.starting import imports_uncollected
 from boothlab.sweeping.run import run_sweep, take_options
 from boothlab.tracking.lock import owned
 from boothlab.tracking.manifest import RunStatus, config_hash, read_manifest
@@ -62,9 +63,10 @@ def train(
     `on_scores` is told of each evaluation; when it raises Pruned, the run is closed as interrupted.
     """
     # torch and diffusers: only once the config is known to be good
-    from boothlab.building import build_training_run
-    from boothlab.dreambooth.run import execute
-    from boothlab.tracking.show import finished_summary
+    with imports_uncollected():
+        from boothlab.building import build_training_run
+        from boothlab.dreambooth.run import execute
+        from boothlab.tracking.show import finished_summary
 
     reporter = Reporter(quiet=one_of_many)
     if not config.paths.overwrite:

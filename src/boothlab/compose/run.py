@@ -14,6 +14,7 @@ from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import configure_log
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -56,7 +57,7 @@ def run(
             mode = _mode(hydra, name, overrides, arguments.multirun)
             os.environ.update({key: value for key, value in _RAY.items() if key not in os.environ})
             if mode is RunMode.RUN:
-                load(_job_part(hydra.compose_config(name, overrides, RunMode.RUN)), schema)
+                load(_job_part(hydra.compose_ahead(name, [*overrides, "hydra.mode=RUN"])), schema)
         if mode is RunMode.MULTIRUN and explore is not None:
             with mistakes_explained(schema):
                 explorer = explorer_of(hydra, name, overrides, schema)
@@ -129,7 +130,7 @@ def _parse(argv: Sequence[str], command: str) -> argparse.Namespace:
 
 
 @contextmanager
-def _hydra(arguments: argparse.Namespace, search_in: Path | None = None) -> Iterator[Hydra]:
+def _hydra(arguments: argparse.Namespace, search_in: Path | None = None) -> Iterator["_Ahead"]:
     """Hydra with conf/ (or --config-path) as its main folder; `search_in` and --config-dir are searched as well."""
     hydra_version.setbase("1.3")
     main = conf_dir() if arguments.config_path is None else os.path.abspath(arguments.config_path)
@@ -146,7 +147,9 @@ def _hydra(arguments: argparse.Namespace, search_in: Path | None = None) -> Iter
     outer = GlobalHydra.instance().hydra  # a job may compose another config
     GlobalHydra.instance().clear()
     try:
-        yield Hydra.create_main_hydra2(task_name=arguments.config_name or "boothlab", config_search_path=search_path)
+        hydra = _Ahead.create_main_hydra2(task_name=arguments.config_name or "boothlab", config_search_path=search_path)
+        assert isinstance(hydra, _Ahead)
+        yield hydra
     finally:
         GlobalHydra.instance().hydra = outer
 
@@ -176,6 +179,37 @@ def _mode(hydra: Hydra, name: str, overrides: list[str], multirun: bool) -> RunM
     cfg = hydra.compose_config(name, overrides, RunMode.MULTIRUN, validate_sweep_overrides=False)
     refuse_targets(OmegaConf.to_container(cfg, resolve=False))
     return RunMode.MULTIRUN if multirun or cfg.hydra.mode == RunMode.MULTIRUN else RunMode.RUN
+
+
+class _Ahead(Hydra):
+    """Hydra that can be told to compose a single run's config before it runs, so that it need not do it twice."""
+
+    _ready: tuple[str | None, list[str], DictConfig] | None = None
+
+    def compose_ahead(self, config_name: str | None, overrides: list[str]) -> DictConfig:
+        """The config that `run` with the same arguments is going to take. Not to be changed."""
+        config = self.compose_config(config_name, overrides, RunMode.RUN)
+        self._ready = (config_name, list(overrides), config)
+        return config
+
+    def compose_config(
+        self,
+        config_name: str | None,
+        overrides: list[str],
+        run_mode: RunMode,
+        with_log_configuration: bool = False,
+        from_shell: bool = True,
+        validate_sweep_overrides: bool = True,
+    ) -> DictConfig:
+        """As Hydra's own. What was composed ahead is handed out once."""
+        ready, self._ready = self._ready, None
+        if run_mode is RunMode.RUN and ready is not None and ready[:2] == (config_name, overrides):
+            if with_log_configuration:
+                configure_log(ready[2].hydra.hydra_logging, ready[2].hydra.verbose)
+            return ready[2]
+        return super().compose_config(
+            config_name, overrides, run_mode, with_log_configuration, from_shell, validate_sweep_overrides
+        )
 
 
 def _job_part(cfg: DictConfig) -> DictConfig:

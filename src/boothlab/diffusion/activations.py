@@ -52,7 +52,7 @@ class _Attention(torch.autograd.Function):
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
-    return _Attention.apply(query, key, value)  # type: ignore[no-any-return, no-untyped-call]
+    return _Attention.apply(query, key, value)
 
 
 @contextmanager
@@ -99,7 +99,7 @@ def activation_bytes(skeleton: Skeleton, rows: int, side: int, dtype: torch.dtyp
 
 def _inputs(skeleton: Skeleton, rows: int, side: int, dtype: torch.dtype) -> dict[str, Any]:
     config = skeleton.unet.config
-    made = {"device": "meta", "dtype": dtype}
+    made: dict[str, Any] = {"device": "meta", "dtype": dtype}
     tokens = skeleton.text_encoders["text_encoder"].config.max_position_embeddings
     states = torch.empty(rows, tokens, config.cross_attention_dim, **made).requires_grad_(True)
     inputs: dict[str, Any] = {

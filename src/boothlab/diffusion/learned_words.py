@@ -96,7 +96,7 @@ def add_words(backbone: Backbone, token: str, vectors: int, init_word: str) -> i
         ids = tokenizer(init_word, add_special_tokens=False).input_ids
         if not ids or all(one == tokenizer.unk_token_id for one in ids):
             raise UserError(f"inversion.init_word={init_word!r}: the tokenizer of {backbone.name} has no such word")
-        table: Tensor = encoder.get_input_embeddings().weight  # type: ignore[operator, union-attr]
+        table: Tensor = encoder.get_input_embeddings().weight  # type: ignore[operator]
         starts[name] = table.detach()[[ids[index % len(ids)] for index in range(vectors)]]
     _put(backbone, token, starts)
     return vectors
@@ -192,7 +192,7 @@ def load_words(backbone: Backbone, path: Path) -> str:
         raise UserError(f"{shown(path)}: is an embedding of another model than {backbone.name}")
     keys = _SDXL_KEYS if backbone.is_sdxl else {"text_encoder": next(iter(state))}
     rows = {name: state[key].reshape(-1, state[key].shape[-1]) for name, key in keys.items()}
-    widths = {name: one.get_input_embeddings().weight.shape[1] for name, one in backbone.text_encoders.items()}  # type: ignore[operator, union-attr]
+    widths = {name: one.get_input_embeddings().weight.shape[1] for name, one in backbone.text_encoders.items()}  # type: ignore[operator]
     _check_widths(path, backbone.name, rows, widths)
     word = token if isinstance(token, str) and token else (path.stem if backbone.is_sdxl else next(iter(state)))
     _put(backbone, word, rows)

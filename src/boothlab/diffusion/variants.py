@@ -158,7 +158,7 @@ def shed_variants(module: nn.Module) -> None:
         setattr(owner, last, module.get_submodule(name).get_base_layer())  # type: ignore[operator]
     if hasattr(module, "peft_config"):
         del module.peft_config
-        module._hf_peft_config_loaded = False
+        setattr(module, "_hf_peft_config_loaded", False)  # noqa: B010  # a plain flag, which nn.Module has no type for
 
 
 def read_variant(path: Path) -> dict[str, Any] | None:

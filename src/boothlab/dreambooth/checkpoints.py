@@ -153,8 +153,10 @@ def _restore(folder: Path, module: DreamBoothModule, optimizer: Any, schedule: A
                 if key.startswith(prefix) and key.endswith("/" + name)
             }
             if moments:
+                # AdamW counts its steps on the CPU, unless it is fused.
+                here = {key for key in moments if key != "step" or optimizer.defaults.get("fused")}
                 optimizer.state[value] = {
-                    key: moment if key == "step" else moment.to(value.device) for key, moment in moments.items()
+                    key: moment.to(value.device) if key in here else moment for key, moment in moments.items()
                 }
     state: Any = read_json(folder / STATE)
     restore_numbers(optimizer, adapter_parameters(module), state.get("optimizer", {}))

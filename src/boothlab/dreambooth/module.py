@@ -173,7 +173,9 @@ class DreamBoothModule(pl.LightningModule):
             network.train(self.dropout > 0 or self.checkpointing)
 
     def configure_optimizers(self) -> Any:
-        optimizer = build_optimizer(self.optim_config, parameter_groups(self.backbone, self.optim_config, self.words))
+        groups = parameter_groups(self.backbone, self.optim_config, self.words)
+        # In float16 the gradients are scaled, and a fused optimizer would scale them back after they were clipped.
+        optimizer = build_optimizer(self.optim_config, groups, fused=self.backbone.dtype != torch.float16)
         schedule = build_schedule(self.optim_config, optimizer, self.max_steps, self.words)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -173,7 +173,8 @@ class CollectionStore:
             path, status, *rest, packed, duplicate, near = row
             digest = None if packed is None else int.from_bytes(packed, "big")
             originals = (None if one is None else _unpacked(one) for one in (duplicate, near))
-            yield FileRecord(_unpacked(path), status, rest[0] or "", *rest[1:], digest, *originals)
+            fields: list[Any] = [_unpacked(path), status, rest[0] or "", *rest[1:], digest, *originals]
+            yield FileRecord(*fields)
 
     def query(self, columns: str, rest: str = "") -> list[tuple[Any, ...]]:
         """Rows of a small question, such as a count; SQL."""
