@@ -36,8 +36,14 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(VENV)/.installed ## wall-clock seconds of the commands
+bench: $(VENV)/.installed ## wall-clock seconds of the commands; PEERS=path/to/diffusers: against the public script as well
 	$(BIN)/python benchmarks/commands.py
+ifdef PEERS
+	$(BIN)/python benchmarks/peers.py "$(PEERS)" --size tiny
+	$(BIN)/python benchmarks/peers.py "$(PEERS)" --size dollhouse --batch 4
+else
+	@echo "against diffusers' training script: git clone --depth 1 https://github.com/huggingface/diffusers, and make bench PEERS=diffusers"
+endif
 
 reliability: $(VENV)/.installed-dev ## 50 kills and every fault for real, in half an hour; writes docs/reliability.md
 	$(BIN)/python tests/reliability.py --write docs/reliability.md

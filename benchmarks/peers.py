@@ -70,6 +70,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prior", action="store_true", help="with prior preservation as well")
     parser.add_argument("--text-encoder", action="store_true", help="with a trained text encoder as well")
     parser.add_argument("--ready-text", action="store_true", help="the script with its text encoder run once as well")
+    parser.add_argument("--runs", type=int, default=1, help="this many runs, one a seed, as well: a sweep")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--work", type=Path, help="folder for models and runs that is kept; default: a temporary one")
     parser.add_argument("--json", type=Path, help="write every figure of every round here")
@@ -158,6 +159,22 @@ def compare(args: argparse.Namespace, case: Case, work: Path) -> dict[str, list[
     return {name: found for name, found in rounds.items() if found}
 
 
+def sweep(args: argparse.Namespace, case: Case, work: Path) -> str:
+    """Several runs, one a seed: one command of ours, and one of the script's for each."""
+    script = sides(args, case)[SCRIPT_NAME]
+    with tempfile.TemporaryDirectory(prefix="sweep-", dir=work) as folder:
+        out = Path(folder)
+        ours = measure(boothlab_command(case, out, args.runs), out, environment(args, OURS), None)
+        places = [out / f"script-{seed}" for seed in range(args.runs)]
+        theirs = [measure(script(place), place, environment(args, SCRIPT_NAME), stand_in(work)) for place in places]
+    wall, processor = sum(one.wall for one in theirs), sum(one.processor for one in theirs)
+    assert ours.steps == sum(one.steps for one in theirs)
+    return (
+        f"{args.runs} runs of {case.name}: boothlab {ours.wall:.1f} s ({ours.processor:.1f} s of processor time), "
+        f"script {wall:.1f} s ({processor:.1f} s), ratio {wall / ours.wall:.2f} ({processor / ours.processor:.2f})\n"
+    )
+
+
 def table(case: Case, rounds: dict[str, list[Measured]], before: float) -> str:
     """Medians with the least and the most, and the ratio of each other side to ours, as Markdown."""
     summaries = {name: summary(found) for name, found in rounds.items()}
@@ -197,6 +214,8 @@ def run(args: argparse.Namespace, work: Path) -> None:
         before = fixed_loss(case.model, None, case.photos, TOKEN_PROMPT, case.resolution, case.device)
         rounds = compare(args, case, work)
         print("\n" + table(case, rounds, before), flush=True)
+        if args.runs > 1:
+            print(sweep(args, case, work), flush=True)
         figures = {name: [asdict(one) for one in found] for name, found in rounds.items()}
         written.append({"case": case.name, "steps": case.steps, "loss_before": before, "rounds": figures})
         if args.json is not None:

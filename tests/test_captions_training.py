@@ -1,5 +1,6 @@
 """Captions in training: CLIP's tags and side-cars of another folder, how they are trained, recorded, and made again."""
 
+import functools
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from boothlab.config import NOT_HASHED, CaptionSource, SubjectConfig
 from boothlab.dollhouse.photos import write_photos
 from boothlab.errors import UserError
 from boothlab.files import sha256_bytes
+from boothlab.publishing.privacy import public_command
 from boothlab.tracking.manifest import config_hash, read_manifest
 from training_runs import Lab, same_adapter, stopped_after
 
@@ -31,6 +33,7 @@ TAGGED = [
 ]
 
 
+@functools.cache
 def subject(*words: str) -> SubjectConfig:
     config, _ = load(compose("train", list(words)), SCHEMAS["train"])
     found: SubjectConfig = config.subject
@@ -207,6 +210,11 @@ def test_what_the_caption_command_leaves_is_what_training_reads(
     made = prompts(tmp_path / "cache", *of_folder(photos, "subject.captions_dir=made"))
     clip = ("subject.tag_clip=dollhouse", "subject.tag_labels=[dollhouse]")
     assert made == TAGGED[:3] == prompts(tmp_path / "cache", *of_folder(photos, "subject.caption_source=tags", *clip))
+
+
+def test_a_published_command_does_not_say_where_captions_lie() -> None:
+    command = ["train", "subject.captions_dir=my/captions", "subject.tag_labels=[mine.txt]", "subject.tag_clip=my/clip"]
+    assert [word.partition("=")[2] for word in public_command(command)] == ["", "PATH", "PATH", "PATH"]
 
 
 # --- recorded, resumed, made again

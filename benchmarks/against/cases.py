@@ -34,8 +34,11 @@ class Case:
         return ", ".join((f"{self.size} {self.resolution}²", f"batch {self.batch}", self.precision, *extras))
 
 
-def boothlab_command(case: Case, out: Path) -> list[str]:
-    """`boothlab train`, without evaluation and W&B; its cache is new, so that photos are encoded in the run."""
+def boothlab_command(case: Case, out: Path, runs: int = 1) -> list[str]:
+    """`boothlab train`, without evaluation and W&B; its cache is new, so that photos are encoded in the run.
+
+    Several runs, one a seed, are one command.
+    """
     command = [
         *("-m", "boothlab", "train", "backbone=sd15", f"backbone.source={case.model}"),
         f"backbone.resolution={case.resolution}",
@@ -46,7 +49,8 @@ def boothlab_command(case: Case, out: Path) -> list[str]:
         *(f"trainer.max_steps={case.steps}", f"trainer.checkpoint_every={case.steps}"),
         f"trainer.accelerator={case.device}",
         *("evaluation.enabled=false", "tracking.wandb=disabled"),
-        *(f"hydra.run.dir={out / 'run'}", f"paths.outputs={out}", f"paths.cache={out / 'cache'}"),
+        *(f"paths.outputs={out}", f"paths.cache={out / 'cache'}"),
+        *([f"hydra.run.dir={out / 'run'}"] if runs == 1 else ["-m", f"seed={','.join(map(str, range(runs)))}"]),
         f"lora.train_text_encoder={str(case.text_encoder).lower()}",
     ]
     if case.prior:

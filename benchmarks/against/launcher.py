@@ -2,37 +2,65 @@
 
     python launcher.py NOTES [--stand-in FOLDER] (-m MODULE | SCRIPT) [argument …]
 
-NOTES becomes a JSON file: `first` and `steps` are seconds of the monotonic clock, `processor` seconds of this process.
+NOTES becomes a JSON file: `steps` are seconds of the monotonic clock, `processor` seconds of this process.
 """
 
 import atexit
+import importlib.util
 import json
 import runpy
 import sys
 import time
+from collections.abc import Callable
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
 
+class OnImport(MetaPathFinder):
+    """Calls a function with a module as soon as somebody has imported it: what is measured imports when it likes to."""
+
+    def __init__(self, name: str, then: Callable[[Any], None]) -> None:
+        self.name, self.then = name, then
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        """Nothing for other modules; for this one what Python finds, with a loader that calls the function."""
+        if fullname != self.name:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        assert spec is not None and spec.loader is not None
+        execute = spec.loader.exec_module
+
+        def exec_module(module: Any) -> None:
+            execute(module)
+            self.then(module)
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
 def note_steps(notes: Path) -> None:
     """Have torch tell of each optimizer step, whoever takes it, and write what was noted when the process ends."""
-    import torch
-    from torch.optim.optimizer import register_optimizer_step_post_hook
-
     steps: list[float] = []
     processor: list[float] = []
 
     def after_step(*_: Any) -> None:
+        torch = sys.modules["torch"]
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
         steps.append(time.monotonic())
         processor.append(time.process_time())
 
     def write() -> None:
-        peak = torch.cuda.max_memory_reserved() if torch.cuda.is_initialized() else None
+        torch = sys.modules.get("torch")
+        peak = torch.cuda.max_memory_reserved() if torch is not None and torch.cuda.is_initialized() else None
         notes.write_text(json.dumps({"steps": steps, "processor": processor, "cuda_peak": peak}), encoding="utf-8")
 
-    register_optimizer_step_post_hook(after_step)
+    sys.meta_path.insert(
+        0, OnImport("torch.optim.optimizer", lambda module: module.register_optimizer_step_post_hook(after_step))
+    )
     atexit.register(write)
 
 
@@ -41,8 +69,6 @@ def use_stand_in(folder: str) -> None:
 
     With the real one installed nothing is done.
     """
-    import importlib.util
-
     if importlib.util.find_spec("torchvision") is not None:
         return
     import accelerate  # noqa: F401
@@ -56,10 +82,10 @@ def use_stand_in(folder: str) -> None:
 def main() -> None:
     """As the module says."""
     notes, arguments = Path(sys.argv[1]), sys.argv[2:]
+    note_steps(notes)
     if arguments[0] == "--stand-in":
         use_stand_in(arguments[1])
         arguments = arguments[2:]
-    note_steps(notes)
     if arguments[0] == "-m":
         sys.argv = arguments[1:]
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
