@@ -110,6 +110,22 @@ def test_two_hundred_steps_in_a_pack_stay_the_same(lab: Lab, float64: None) -> N
 
 
 @pytest.mark.slow
+def test_in_bfloat16_the_loss_curves_agree(lab: Lab) -> None:
+    words = ("backbone.precision=bf16", "evaluation.enabled=false", "trainer.max_steps=20", "optim.lr=0.001")
+    jobs = [(*words, "lora.rank=2"), (*words, "lora.rank=4", "seed=2"), (*words, "lora.train_text_encoder=true")]
+    alone = [job(lab, "alone_bf16", *one) for one in jobs]
+    for _, work in alone:
+        work()
+    packed = [job(lab, "packed_bf16", *one) for one in jobs]
+    assert not [one for one in Pack(3, 8).run([work for _, work in packed]) if isinstance(one, BaseException)]
+    for (first, _), (second, _) in zip(alone, packed, strict=True):
+        losses = [
+            [row["train/loss"] for _, row in history(folder) if "train/loss" in row] for folder in (first, second)
+        ]
+        assert len(losses[0]) == 20 and losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+@pytest.mark.slow
 def test_a_nan_in_one_adapter_ends_that_job_alone(lab: Lab) -> None:
     words: list[tuple[str, ...]] = [("seed=5",), ("optim.lr=1e30", "optim.grad_clip=null"), ("seed=6",)]
     jobs = [job(lab, "nan", *one) for one in words]

@@ -106,7 +106,6 @@ class Update:
 
     shelf: Shelf
     slot: int
-    rank: int
     scale: float
     dropout: float
     parameters: tuple[nn.Parameter, nn.Parameter]
@@ -267,7 +266,6 @@ class Bank:
             self._layer(name).updates[job] = Update(
                 shelf,
                 slot,
-                int(layer.r[ADAPTER]),
                 float(layer.scaling[ADAPTER]),
                 drop.p if isinstance(drop, nn.Dropout) else 0.0,
                 shelf.held[job][name],
