@@ -23,7 +23,7 @@ from boothlab.diffusion.lora import attach, trainable
 TARGETS = ("to_k", "to_q", "to_v", "to_out.0")
 #: name: what is changed
 LEVERS: dict[str, dict[str, object]] = {
-    "as boothlab trains": {},
+    "cached, float32, AdamW as it comes": {},
     "latents not cached (VAE every step)": {"encode": True},
     "embeddings not cached (text encoder every step)": {"embed": True},
     "AdamW(fused=True)": {"adamw": {"fused": True}},

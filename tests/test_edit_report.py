@@ -474,7 +474,7 @@ def test_the_same_numbers_are_in_parquet(lab: Path, tmp_path: Path) -> None:
 def test_what_is_for_trainings_only_is_said(lab: Path) -> None:
     with pytest.raises(UserError, match="--wandb is for training runs"):
         report.run([str(lab), "--wandb", "lab/edits"])
-    with pytest.raises(UserError, match="holds runs of boothlab edit only"):
+    with pytest.raises(UserError, match="holds runs of boothlab edit or caption only"):
         find_trainings([lab])
 
 

@@ -60,16 +60,16 @@ def joined(parts: list[Any]) -> Any:
 
 
 def test_a_bank_computes_what_each_adapter_computes_alone(backbone: Backbone) -> None:
-    kinds = [(2, 2.0, LINEAR), (4, 1.0, LINEAR + CONVS), (2, 2.0, LINEAR), (3, 6.0, CONVS)]
+    kinds = [(2, 2.0, LINEAR), (4, 1.0, LINEAR + CONVS), (2, 2.0, LINEAR), (3, 6.0, CONVS), (1, 1.0, LINEAR + CONVS)]
     trees = [adapted(backbone.unet, "unet", *kind, seed) for seed, kind in enumerate(kinds)]
-    counts = [2, 1, 2, 1]
+    counts = [2, 1, 2, 1, 1]
     inputs = [unet_inputs(backbone, count, seed) for seed, count in enumerate(counts)]
     bare = unet_inputs(backbone, 1, 9)  # a job without an adapter rides along
     bank = Bank(backbone.unet)
     for job, tree in enumerate(trees):
         bank.enter(job, tree)
     order = bank.order(dict(enumerate(counts)))
-    assert sorted(order) == [0, 1, 2, 3] and abs(order.index(0) - order.index(2)) == 1  # of one shape: neighbours
+    assert sorted(order) == [0, 1, 2, 3, 4] and abs(order.index(0) - order.index(2)) == 1  # of one shape: neighbours
     rows = [Rows(job, counts[job]) for job in order] + [Rows("bare", 1)]
     whole = joined([inputs[job] for job in order] + [bare])
     with bank.routed(rows) as used:

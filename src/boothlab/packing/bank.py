@@ -233,8 +233,7 @@ def _convolved(x_KBCHW: Tensor, down_KRIhw: Tensor, up_KOR11: Tensor, base: nn.C
         side_by_side, down_KRIhw.flatten(0, 1), None, base.stride, base.padding, base.dilation, groups=jobs
     )
     inner_KBRs = inner.unflatten(1, (jobs, rank)).transpose(0, 1)
-    product = torch.einsum("kor,kbrhw->kbohw", up_KOR11.flatten(2).squeeze(-1), inner_KBRs)
-    return product
+    return torch.einsum("kor,kbrhw->kbohw", up_KOR11.flatten(2), inner_KBRs)
 
 
 class Bank:
