@@ -339,7 +339,11 @@ download(jobs, root, root / "r.jsonl", settings, Reporter(quiet=True))
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_what_was_killed_is_continued(server: BadServer, tmp_path: Path, how: signal.Signals) -> None:
-    child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path), server.url], stderr=subprocess.PIPE)
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(tmp_path), server.url],
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     deadline = time.monotonic() + 60
     while len(read_record(tmp_path / "r.jsonl")) < 12 and time.monotonic() < deadline:
         time.sleep(0.05)

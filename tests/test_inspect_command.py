@@ -274,11 +274,12 @@ def test_the_best_of_n_is_kept(lab: Lab, trained: Path, tmp_path: Path, capsys: 
     said = json.loads((out / "sample.json").read_text(encoding="utf-8"))
     assert {image["seed"] for image in said["images"]} == {int(row["seed"]) for row in scores if row["chosen"] == "1"}
     assert said["best_of"]["mean_of_chosen"] >= said["best_of"]["mean_of_all"]
-    # A kept image is the one that its seed draws alone.
+    # A kept image is the one that its seed draws alone, but for the last bit of another batch.
     one = next(row for row in scores if row["chosen"] == "1")
     again = sample(lab, tmp_path / "again", f"run={trained}", "prompt=a {token} {class}", f"seeds=[{one['seed']}]")
     name = f"prompt00_seed{one['seed']}.png"
-    assert torch.equal(to_tensor(load_image(again / name)), to_tensor(load_image(out / name)))
+    drawn, kept = (to_tensor(load_image(folder / name)).int() for folder in (again, out))
+    assert int((drawn - kept).abs().max()) <= 2
     assert not (again / "best_of.csv").exists()
 
 

@@ -142,8 +142,8 @@ def test_everything_stopped_within_each_batch_ends_the_same(lab: Lab, monkeypatc
 MOMENTS: dict[str, tuple[Any, str, int]] = {
     "an evaluation draws": (Evaluator, "evaluate", 2),
     "scores are written, the checkpoint is not": (CheckpointCallback, "after_step", 4),
-    "half of a checkpoint is written": (checkpoints, "save_adapter", 2),
-    "all but the adapter is written": (running, "save_adapter", 1),
+    "half of a checkpoint is written": (checkpoints, "save_small", 2),
+    "all but the adapter is written": (running, "save_all", 1),
 }
 
 
