@@ -531,6 +531,7 @@ def test_the_slider_moves_by_keyboard_and_by_dragging(browser: Any, page: Path) 
     assert reader.tab.evaluate(cut) == "53%" and slider.get_attribute("aria-valuetext") == "53 percent of source"
     reader.tab.keyboard.press("Home")
     assert reader.tab.evaluate(cut) == "0%"
+    slider.scroll_into_view_if_needed()
     box = slider.bounding_box()
     reader.tab.mouse.move(box["x"] + box["width"] * 0.2, box["y"] + box["height"] / 2)
     reader.tab.mouse.down()
