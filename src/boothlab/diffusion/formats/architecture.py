@@ -14,6 +14,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from boothlab.diffusion.architectures import KNOWN as CONFIGS
 from boothlab.diffusion.backbone import Backbone, first_line, local_folder
 from boothlab.diffusion.formats.adapter import LayerWeights, plain_shape
 from boothlab.errors import UserError
@@ -22,27 +23,6 @@ from boothlab.quiet import quiet_libraries
 
 KNOWN = {"sd15": "SD 1.x", "sd21": "SD 2.x", "sdxl": "SDXL"}
 """Architectures by the name of their backbone config, with the name people have for them."""
-_XL_TEXT = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
-_TEXT: dict[str, dict[str, Any]] = {
-    "sd15": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
-    "sd21": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16},
-}
-_UNET: dict[str, dict[str, Any]] = {
-    "sd15": {"cross_attention_dim": 768},
-    "sd21": {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True},
-    "sdxl": {
-        "cross_attention_dim": 2048,
-        "attention_head_dim": [5, 10, 20],
-        "use_linear_projection": True,
-        "block_out_channels": (320, 640, 1280),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "transformer_layers_per_block": [1, 2, 10],
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -130,10 +110,11 @@ def of_backbone(backbone: Backbone) -> Architecture:
 def known_architecture(name: str) -> Architecture:
     """One of the known architectures: sd15, sd21 or sdxl."""
     with torch.device("meta"), quiet_libraries():
-        unet = UNet2DConditionModel(**_UNET[name])
-        texts: dict[str, nn.Module] = {"text_encoder": CLIPTextModel(CLIPTextConfig(**_TEXT.get(name, _TEXT["sd15"])))}
+        configs = CONFIGS[name]
+        unet = UNet2DConditionModel(**configs["unet"])
+        texts: dict[str, nn.Module] = {"text_encoder": CLIPTextModel(CLIPTextConfig(**configs["text_encoder"]))}
         if name == "sdxl":
-            texts["text_encoder_2"] = CLIPTextModelWithProjection(CLIPTextConfig(**_XL_TEXT, projection_dim=1280))
+            texts["text_encoder_2"] = CLIPTextModelWithProjection(CLIPTextConfig(**configs["text_encoder_2"]))
     return of_modules(name, unet, texts, KNOWN[name])
 
 
