@@ -29,7 +29,7 @@ def lab(request: pytest.FixtureRequest, pipelines: dict[str, Path], tmp_path_fac
 @pytest.fixture(scope="module")
 def trained(lab: Lab) -> Path:
     """A run that changes the images clearly: text encoders too, and prior preservation."""
-    extra = ("lora.train_text_encoder=true", "prior.enabled=true", "optim.lr=0.3", "evaluation.seeds=[3]")
+    extra = ("lora.train_text_encoder=true", "prior.enabled=true", "optim.lr=0.29", "evaluation.seeds=[3]")
     return lab.train("trained", *extra)
 
 
@@ -60,7 +60,7 @@ def test_every_part_is_trained(lab: Lab, trained: Path) -> None:
         # SDXL reads its first text encoder before the last layer, which so learns nothing; the second is also pooled.
         assert all(lab.pipeline.name == "sdxl" and part == "text_encoder" and ".layers.1." in name for name in idle)
     rows = [row for _, row in history(trained) if metrics.TRAIN_LOSS in row]
-    assert [row[metrics.TRAIN_LR_TEXT_ENCODER] for row in rows] == [0.3] * 4
+    assert [row[metrics.TRAIN_LR_TEXT_ENCODER] for row in rows] == [0.29] * 4
     assert all(0 < row[metrics.TRAIN_LOSS] < 10 for row in rows)
 
 
@@ -71,8 +71,7 @@ def test_plain_diffusers_draws_what_the_run_drew(lab: Lab, trained: Path) -> Non
     assert most_levels_apart(base, picture(trained / "samples" / "step_000000" / "prompt00_seed3.png")) <= 1
     pipeline.load_lora_weights(trained / "lora")
     image = plain_image(pipeline, PROMPT, seed=3, steps=2, guidance=4.0)
-    # Two: a random network that was trained at a rate of 0.3 makes much of a last bit.
-    assert most_levels_apart(image, picture(trained / "samples" / "step_000004" / "prompt00_seed3.png")) <= 2
+    assert most_levels_apart(image, picture(trained / "samples" / "step_000004" / "prompt00_seed3.png")) <= 1
     assert most_levels_apart(image, base) > 10
 
 
@@ -118,7 +117,7 @@ def test_a_file_of_another_tool_needs_a_backbone(lab: Lab, trained: Path, capsys
     assert "{token} is only known from a run of boothlab" in capsys.readouterr().err
     out = sample(lab, "foreign", f"run={foreign}", f"prompt={PROMPT}", *bare(lab))
     mine = picture(trained / "samples" / "step_000004" / "prompt00_seed3.png")
-    assert most_levels_apart(picture(out / "prompt00_seed3.png"), mine) <= 2  # alpha = rank, which others assume
+    assert most_levels_apart(picture(out / "prompt00_seed3.png"), mine) <= 1  # alpha = rank, which others assume
 
 
 @pytest.mark.parametrize(
