@@ -6,16 +6,19 @@ tells what changes the numbers. A lever that does not work here is named with wh
 """
 
 import argparse
+import importlib
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from against.models import model_folder
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from boothlab.diffusion.backbone import Backbone, load_backbone
 from boothlab.diffusion.lora import attach, trainable
@@ -31,7 +34,14 @@ LEVERS: dict[str, dict[str, object]] = {
     "clipping, foreach=False": {"clip": False},
     "channels_last": {"channels_last": True},
     "bf16": {"dtype": torch.bfloat16},
-    "torch.compile of the UNet": {"compiled": True},
+    "gradient checkpointing": {"checkpointing": True},
+    "attention: plain products (SDPA's math back-end)": {"attention": SDPBackend.MATH},
+    "attention: SDPA's flash back-end": {"attention": SDPBackend.FLASH_ATTENTION},
+    "attention: SDPA's memory-efficient back-end": {"attention": SDPBackend.EFFICIENT_ATTENTION},
+    "8-bit AdamW (bitsandbytes)": {"eight_bit": True},
+    "torch.compile of the UNet's repeated blocks": {"compiled": "blocks"},
+    "torch.compile of the UNet": {"compiled": "default"},
+    "torch.compile of the UNet with CUDA graphs": {"compiled": "reduce-overhead"},
 }
 
 
@@ -43,11 +53,16 @@ class Lever:
     wall: list[float] = field(default_factory=list)
     processor: list[float] = field(default_factory=list)
     loss: float = float("nan")
+    memory: float = float("nan")
 
     def run(self) -> None:
         """One step, timed."""
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         started, used = time.perf_counter(), time.process_time()
         self.loss = float(self.step())
+        if torch.cuda.is_available():  # of all levers' models together; what differs is this step's own
+            self.memory = torch.cuda.max_memory_allocated() / 2**20
         self.processor.append(time.process_time() - used)
         self.wall.append(time.perf_counter() - started)
 
@@ -64,17 +79,29 @@ def build(
     clip: bool | None = None,
     channels_last: bool = False,
     dtype: torch.dtype = torch.float32,
-    compiled: bool = False,
+    checkpointing: bool = False,
+    attention: SDPBackend | None = None,
+    eight_bit: bool = False,
+    compiled: str = "",
 ) -> Lever:
     """The step with what is asked for; noise and timesteps are the same for all."""
     backbone = load_backbone(str(model), name="levers", resolution=resolution, device=device, dtype=dtype)
     attach(backbone.unet, "unet", rank=4, alpha=4, dropout=0, init="gaussian", targets=TARGETS, seed=0)
     if channels_last:
         backbone.unet.to(memory_format=torch.channels_last)
-    if compiled:
-        backbone.unet.compile()
+    if checkpointing:
+        backbone.unet.enable_gradient_checkpointing()
+        backbone.unet.train()
+    if compiled == "reduce-overhead" and device.type != "cuda":
+        raise RuntimeError("CUDA graphs need CUDA")
+    if compiled == "blocks":
+        backbone.unet.compile_repeated_blocks()
+    elif compiled:
+        backbone.unet.compile(mode=compiled)
     parameters = list(trainable(backbone.unet).values())
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, **(adamw or {}))
+    if eight_bit:
+        optimizer = importlib.import_module("bitsandbytes").optim.AdamW8bit(parameters, lr=1e-4)
     stream = torch.Generator().manual_seed(0)
     pixels_BCHW = torch.rand((batch, 3, resolution, resolution), generator=stream) * 2 - 1
     latents_BCHW = backbone.encode_images(pixels_BCHW)[0].to(device)
@@ -88,7 +115,8 @@ def build(
         clean_BCHW = backbone.encode_images(pixels_BCHW)[0].to(device) if encode else latents_BCHW
         said = text if not embed else _embedded(backbone, tokens)
         noisy_BCHW = backbone.noise_scheduler.add_noise(clean_BCHW, noise_BCHW, times_B)
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not torch.float32):
+        kernels = nullcontext() if attention is None else sdpa_kernel(attention)
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not torch.float32), kernels:
             predicted_BCHW = backbone.predict(noisy_BCHW, times_B, said)
         loss = F.mse_loss(predicted_BCHW, noise_BCHW)
         loss.backward()
@@ -130,11 +158,14 @@ def main() -> None:
         for lever in levers.values():
             lever.run()
     base = next(iter(levers.values()))
-    print("\n| | step ms | processor ms | ratio of processor time | loss of the last step |\n|---|---|---|---|---|")
+    print("\n| | step ms | ratio | processor ms | ratio | CUDA peak MiB | loss of the last step |\n" + "|---" * 7 + "|")
     for label, lever in levers.items():
         wall, used = statistics.median(lever.wall), statistics.median(lever.processor)
-        ratio = used / statistics.median(base.processor)
-        print(f"| {label} | {1000 * wall:.1f} | {1000 * used:.1f} | {ratio:.2f} | {lever.loss!r} |")
+        slower, busier = wall / statistics.median(base.wall), used / statistics.median(base.processor)
+        memory = f"{lever.memory:.0f}" if lever.memory == lever.memory else ""
+        print(
+            f"| {label} | {1000 * wall:.1f} | {slower:.2f} | {1000 * used:.1f} | {busier:.2f} | {memory} | {lever.loss!r} |"
+        )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import boothlab
 ROOT = Path(boothlab.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
-BASE = {"errors", "files", "seeding", "progress", "quiet"}
+BASE = {"errors", "files", "seeding", "progress", "quiet", "ranks"}
 PARTS = {"dollhouse", "diffusion", "evaluation", "images", "tracking", "cache", "config", "loops", "starting"} | BASE
 
 #: what each part may import besides itself; a new part needs a line here
@@ -24,7 +24,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "quiet": set(),
     "starting": set(),
     "turns": set(),
-    "config": {"errors"},
+    "ranks": set(),
+    "config": {"errors", "ranks"},
     "cache": {"errors", "files", "turns"},
     "images": BASE,
     "tracking": BASE,
@@ -78,7 +79,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "sweeping",
     }
     | {"captioning", "config_clusters", "config_hotels"},
-    "cli": {"errors"},
+    "cli": {"errors", "starting"},
     "__main__": {"cli"},
 }
 #: single modules that may do more, each with its reason

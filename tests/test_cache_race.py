@@ -81,7 +81,7 @@ def ask_for_everything(root: Path, pipeline: Path, doomed: str, barrier: Barrier
     )
     barrier.wait(PATIENCE_S)
     subject = photos.build_subject(SUBJECT, cache)
-    drawn = class_images(backbone, "a robot", 3, SamplerSettings("ddim", 2, 2.0), 7, cache, identity)
+    drawn = class_images(Sampler(backbone, SamplerSettings("ddim", 2, 2.0)), "a robot", 3, 7, cache, identity)
     common: dict[str, Any] = {"crop": Crop.CENTER, "flip": False, "variants": 1, "seed": 7}
     table = encode_images(backbone, subject.items, cache=cache, vae_identity=identity, **common)
     found = {f"photo {index}": item.sha256 for index, item in enumerate(subject.items)}

@@ -77,6 +77,19 @@ def test_what_each_method_and_optimizer_keeps() -> None:
     assert words.trained["learned words"] == 3 * (768 + 1280)
 
 
+@pytest.mark.slow
+def test_several_devices_need_less_each() -> None:
+    full = ("backbone=sd15", "method=full", "data.batch_size=4", "trainer.ema_decay=0.9")
+    alone, several = of(*full), of(*full, "trainer.devices=4")
+    sharded = of(*full, "trainer.devices=4", "trainer.sharded=true")
+    for part in ("unet, trained", "gradients", "optimizer", "average"):
+        assert size_of(alone, part) == size_of(several, part) == 4 * size_of(sharded, part)
+    assert size_of(several, "activations") == size_of(sharded, "activations") < size_of(alone, "activations")
+    assert size_of(several, "DDP") == 4 * 859_520_964
+    drawing = next(part.size for part in sharded.evaluating if part.what.startswith("unet"))
+    assert drawing == 5 * 859_520_964  # whole, beside the part
+
+
 def test_activations_grow_with_the_batch_and_shrink_with_checkpointing(pipelines: dict[str, Path]) -> None:
     skeleton = build_skeleton(str(pipelines["sd15"]), "tiny")
     skeleton.unet.requires_grad_(True)

@@ -10,6 +10,7 @@ from enum import Enum
 from omegaconf import MISSING
 
 from boothlab.errors import UserError
+from boothlab.ranks import can_share
 
 
 class Precision(Enum):
@@ -505,6 +506,10 @@ class TrainerConfig(Checked):
     checkpoint_every: int = MISSING
     #: where to compute
     accelerator: Accelerator = Accelerator.auto
+    #: devices of this machine that share every step's samples, so that the batch stays as it is: GPUs, or CPU processes
+    devices: int = 1
+    #: with several devices and method=full: each keeps a part of what is trained, its gradients and moments (FSDP)
+    sharded: bool = False
     #: CPU threads; null leaves torch's choice. Recorded, since another number can change the last bits
     threads: int | None = None
     #: bit-exact algorithms only
@@ -521,6 +526,7 @@ class TrainerConfig(Checked):
     def check(self) -> None:
         need(self.max_steps >= 1, "trainer.max_steps", self.max_steps, "must be at least 1")
         need(self.accumulate >= 1, "trainer.accumulate", self.accumulate, "must be at least 1")
+        need(self.devices >= 1, "trainer.devices", self.devices, "must be at least 1")
         need(self.checkpoint_every >= 1, "trainer.checkpoint_every", self.checkpoint_every, "must be at least 1")
         need(
             self.checkpoint_every <= self.max_steps,
@@ -796,6 +802,22 @@ class TrainConfig(Checked):
         )
         self._check_method()
         need(
+            not self.trainer.sharded
+            or (
+                self.trainer.devices > 1 and self.method is Method.full and self.optim.optimizer is OptimizerName.adamw
+            ),
+            "trainer.sharded",
+            self.trainer.sharded,
+            "is for trainer.devices above 1, method=full and optim.optimizer=adamw; leave it false",
+        )
+        need(
+            can_share(self.trainer.devices, self.data.batch_size, self.trainer.accumulate),
+            "trainer.devices",
+            self.trainer.devices,
+            f"cannot share data.batch_size={self.data.batch_size} × trainer.accumulate={self.trainer.accumulate} "
+            "samples evenly; make one of them a multiple of it",
+        )
+        need(
             self.evaluation.every is None
             or not self.evaluation.enabled
             or self.evaluation.every <= self.trainer.max_steps,
@@ -991,6 +1013,8 @@ NOT_HASHED = (
     "devices",
     "threads",
     "trainer.accelerator",
+    "trainer.devices",
+    "trainer.sharded",
     "trainer.threads",
     "trainer.log_every",
     *ADDED,

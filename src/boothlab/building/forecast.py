@@ -10,12 +10,14 @@ from boothlab.building.methods import put_on
 from boothlab.building.parts import build_backbone, build_device, build_sampler_settings, set_threads
 from boothlab.building.shared import DTYPES
 from boothlab.config import Accelerator, Method, OptimizerName, TrainConfig
+from boothlab.diffusion import sharding
 from boothlab.diffusion.activations import activation_bytes, decoding_bytes
 from boothlab.diffusion.architectures import Skeleton, build_skeleton
 from boothlab.diffusion.backbone import local_folder
 from boothlab.diffusion.lora import attach, shed_adapters, trainable
 from boothlab.diffusion.sampling import Request, Sampler
 from boothlab.quiet import quiet_libraries
+from boothlab.ranks import rows_shared
 
 GIB = 2**30
 RUNTIME = int(0.8 * GIB)
@@ -77,6 +79,12 @@ def forecast(config: TrainConfig) -> Forecast:
     )
 
 
+def _rows(config: TrainConfig) -> int:
+    """Samples that a device computes at once."""
+    shared = rows_shared(config.trainer.devices, config.data.batch_size)
+    return config.data.batch_size // shared * (2 if config.prior.enabled else 1)
+
+
 def _count(network: nn.Module) -> int:
     return sum(value.numel() for value in network.parameters())
 
@@ -106,18 +114,26 @@ def _training(
     config: TrainConfig, skeleton: Skeleton, whole: dict[str, int], trained: dict[str, int], sizes: list[int]
 ) -> list[Part]:
     """The sum while a step is computed."""
-    parts = _weights(config, whole, trained, parked=config.trainer.offload) + _of_training(config, trained, sizes)
-    rows = config.data.batch_size * (2 if config.prior.enabled else 1)
+    parts = _weights(config, whole, trained, config.trainer.offload, parted=True) + _of_training(config, trained, sizes)
+    rows = _rows(config)
     side, checkpointing = _side(config, skeleton), config.trainer.gradient_checkpointing
     # Weights that are trained whole are float32, and cast for each product, as autocast does: they count above.
     kept = activation_bytes(skeleton, rows, side, DTYPES[config.backbone.precision], checkpointing)
     saved = "blocks' inputs and one block" if checkpointing else "all that autograd saves"
     parts.append(Part("activations of the UNet", f"{saved}, {rows} × {side}² latents", kept))
+    if config.trainer.sharded:
+        blocks = [
+            _count(block) for name, net in skeleton.networks.items() if trained[name] for block in sharding.blocks(net)
+        ]
+        most = max(blocks)
+        parts.append(Part("the largest block, put together", f"{most:,} × 4 B, and its gradients", 8 * most))
     return [*parts, *_runtime(config)]
 
 
-def _weights(config: TrainConfig, whole: dict[str, int], trained: dict[str, int], parked: bool) -> list[Part]:
-    """The networks on the device; parked ones wait in main memory."""
+def _weights(
+    config: TrainConfig, whole: dict[str, int], trained: dict[str, int], parked: bool, parted: bool
+) -> list[Part]:
+    """The networks on the device; parked ones wait in main memory, parted ones are whole again while drawing."""
     dtype, parts = DTYPES[config.backbone.precision], []
     for name, count in whole.items():
         is_trained = config.method is Method.full and trained.get(name, 0) > 0
@@ -125,8 +141,18 @@ def _weights(config: TrainConfig, whole: dict[str, int], trained: dict[str, int]
         here = here or (name != "vae" and "learned words" in trained)
         width = 4 if name == "vae" or is_trained else dtype.itemsize
         how = f"{count:,} × {width} B" if here else "in main memory (trainer.offload)"
-        parts.append(Part(f"{name}, {'trained' if is_trained else 'frozen'}", how, count * width if here else 0))
+        size = count * width
+        if is_trained and config.trainer.sharded:
+            part, of_parts = _own_part(config, size, how)
+            size, how = (part, of_parts) if parted else (size + part, f"{how}, put together, and this device's part")
+        parts.append(Part(f"{name}, {'trained' if is_trained else 'frozen'}", how, size if here else 0))
     return parts
+
+
+def _own_part(config: TrainConfig, size: int, how: str) -> tuple[int, str]:
+    """What one device keeps of something that sharded training parts, and how that was worked out."""
+    devices = config.trainer.devices if config.trainer.sharded else 1
+    return -(-size // devices), how if devices == 1 else f"{how} / {devices} devices"
 
 
 def _of_training(config: TrainConfig, trained: dict[str, int], sizes: list[int]) -> list[Part]:
@@ -134,9 +160,12 @@ def _of_training(config: TrainConfig, trained: dict[str, int], sizes: list[int])
     count, parts = sum(sizes), []
     if config.method is not Method.full:
         parts.append(Part("what is trained", f"{count:,} × 4 B", 4 * count))
-    parts += [Part("gradients", f"{count:,} × 4 B", 4 * count), _moments(config, sizes)]
+    own, how = _own_part(config, 4 * count, f"{count:,} × 4 B")
+    parts += [Part("gradients", how, own), _moments(config, sizes)]
+    if config.trainer.devices > 1 and not config.trainer.sharded:
+        parts.append(Part("DDP's copy of the gradients", how, own))
     if config.trainer.ema_decay is not None:
-        parts.append(Part("average", f"{count:,} × 4 B", 4 * count))
+        parts.append(Part("average", how, own))
     return parts
 
 
@@ -147,7 +176,8 @@ def _moments(config: TrainConfig, sizes: list[int]) -> Part:
         size = sum(8 * one if one < _EIGHT_BIT_FROM else 2 * one + 8 * (-(-one // 256)) for one in sizes)
         return Part("optimizer adamw8bit", "2 B a value and 8 B for 256; 8 B in small tensors", size)
     width = 16 if name is OptimizerName.prodigy else 8
-    return Part(f"optimizer {name.value}", f"{count:,} × {width} B", width * count)
+    own, how = _own_part(config, width * count, f"{count:,} × {width} B")
+    return Part(f"optimizer {name.value}", how, own)
 
 
 def _side(config: TrainConfig, skeleton: Skeleton) -> int:
@@ -167,10 +197,11 @@ def _evaluating(
     """The sum while latents are decoded, the dearest moment of drawing; the scoring encoders are small beside it."""
     if not config.evaluation.enabled:
         return []
-    parts = _weights(config, whole, trained, parked=False) + _of_training(config, trained, sizes)
+    parts = _weights(config, whole, trained, parked=False, parted=False) + _of_training(config, trained, sizes)
     images, count = config.evaluation.sampler.batch_size, sum(sizes)
     if config.trainer.ema_decay is not None or config.optim.optimizer is OptimizerName.schedule_free:
-        parts.append(Part("training weights, put aside", f"{count:,} × 4 B", 4 * count))
+        own, how = _own_part(config, 4 * count, f"{count:,} × 4 B")
+        parts.append(Part("training weights, put aside", how, own))
     decoded = decoding_bytes(skeleton, images, _side(config, skeleton))
     how = f"three of its largest tensors, {images} × {config.backbone.resolution}² pixels"
     return [*parts, Part("decoding", how, decoded), *_runtime(config)]
@@ -200,7 +231,7 @@ def measured_seconds(config: TrainConfig) -> tuple[float, float] | None:
         sampler.draw([Request("a photo", seed) for seed in range(images)])
     image = (time.perf_counter() - started) / images
     put_on(config, backbone)
-    rows = config.data.batch_size * (2 if config.prior.enabled else 1)
+    rows = _rows(config)
     prompt = config.subject.instance_prompt
     step = 0.0
     for _ in range(3):
@@ -213,4 +244,5 @@ def measured_seconds(config: TrainConfig) -> tuple[float, float] | None:
     for network in (backbone.unet, *backbone.text_encoders.values()):
         network.zero_grad(set_to_none=True)
     shed_adapters(backbone)
-    return step * config.trainer.accumulate, image
+    turns = config.trainer.devices // rows_shared(config.trainer.devices, config.data.batch_size)
+    return step * config.trainer.accumulate / turns, image / config.trainer.devices

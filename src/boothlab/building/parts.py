@@ -21,21 +21,21 @@ from boothlab.config import (
 )
 from boothlab.diffusion.backbone import DOLLHOUSE, Backbone
 from boothlab.diffusion.lora import attach, trainable
-from boothlab.diffusion.sampling import SamplerSettings
+from boothlab.diffusion.sampling import Sampler, SamplerSettings
+from boothlab.diffusion.shared_sampling import SharedSampler
 from boothlab.errors import UserError
 from boothlab.evaluation import efficientnet
 from boothlab.evaluation.loading import CLIP_ID, DINO_ID
 from boothlab.evaluation.scoring import Scorer
 from boothlab.images.load import to_tensor
 from boothlab.progress import Reporter
+from boothlab.ranks import ALONE, Ranks
 from boothlab.tracking.run import Tracker
 from boothlab.tracking.wandb import WandbOptions
 
-LIGHTNING_PRECISION = {Precision.fp32: "32-true", Precision.bf16: "bf16-mixed", Precision.fp16: "16-mixed"}
 
-
-def build_device(accelerator: Accelerator) -> torch.device:
-    """The torch device. Raises UserError when the one asked for is not there."""
+def build_device(accelerator: Accelerator, ranks: Ranks = ALONE) -> torch.device:
+    """The torch device of this process. Raises UserError when the one asked for, or one for each rank, is not there."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     name = accelerator.value
     if accelerator is Accelerator.auto:
@@ -44,13 +44,23 @@ def build_device(accelerator: Accelerator) -> torch.device:
         raise UserError(f"accelerator={name}: this machine has none; use accelerator=auto or cpu")
     if name == "cuda":  # what deterministic cuBLAS needs, and needs before its first use
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    return torch.device(name)
+    if ranks.alone:
+        return torch.device(name)
+    count = {"cuda": torch.cuda.device_count(), "mps": 1}.get(name, ranks.size)
+    if count < ranks.size:
+        raise UserError(f"trainer.devices={ranks.size}: this machine has {count} of {name}; ask for no more than that")
+    device = torch.device(name) if name == "cpu" else torch.device(name, ranks.rank)
+    if name == "cuda":
+        torch.cuda.set_device(device)
+    return device
 
 
-def set_threads(threads: int | None) -> None:
-    """Pin torch's CPU threads, since another number can change the last bits."""
+def set_threads(threads: int | None, ranks: Ranks = ALONE) -> None:
+    """Pin torch's CPU threads, since another number can change the last bits. By default ranks share the cores."""
     if threads is not None:
         torch.set_num_threads(threads)
+    elif not ranks.alone:
+        torch.set_num_threads(max(1, torch.get_num_threads() // ranks.size))
 
 
 def set_determinism(deterministic: bool) -> None:
@@ -60,20 +70,16 @@ def set_determinism(deterministic: bool) -> None:
         torch.backends.cudnn.benchmark = False
 
 
-def lightning_arguments(precision: Precision, device: torch.device) -> dict[str, Any]:
-    """Device and precision as Lightning wants them."""
-    return {
-        "accelerator": {"cuda": "gpu"}.get(device.type, device.type),
-        "devices": 1,
-        "precision": LIGHTNING_PRECISION[precision],
-    }
-
-
 def build_backbone(config: BackboneConfig, device: torch.device) -> Backbone:
     """The frozen diffusion model on its device in its precision."""
     if config.precision is Precision.fp16 and device.type == "cpu":
         raise UserError("backbone.precision=fp16: CPUs have no float16 arithmetic worth using; use fp32 or bf16")
     return shared_backbone(config, device)
+
+
+def build_sampler(backbone: Backbone, settings: SamplerSettings, ranks: Ranks) -> Sampler:
+    """What draws with a backbone, on as many devices as there are."""
+    return Sampler(backbone, settings) if ranks.alone else SharedSampler(backbone, settings, ranks)
 
 
 def build_sampler_settings(config: SamplerConfig) -> SamplerSettings:

@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 import boothlab
+from boothlab.building.parts import build_sampler
 from boothlab.building.tag_captions import tag_captions
 from boothlab.cache import Cache
 from boothlab.config import CaptionSource, SubjectConfig, TrainConfig
@@ -21,6 +22,7 @@ from boothlab.images.audit import CAPTION, Audit, audit_folder, captioned_from
 from boothlab.images.dreambench import subject_of
 from boothlab.images.load import Crop, load_image
 from boothlab.progress import Reporter
+from boothlab.ranks import ALONE, Ranks
 
 
 @dataclass
@@ -122,7 +124,12 @@ def say_what_is_captioned(config: SubjectConfig, subject: Subject, reporter: Rep
 
 
 def build_prior(
-    config: TrainConfig, backbone: Backbone, cache: Cache, identity: dict[str, str], reporter: Reporter
+    config: TrainConfig,
+    backbone: Backbone,
+    cache: Cache,
+    identity: dict[str, str],
+    reporter: Reporter,
+    ranks: Ranks = ALONE,
 ) -> list[TrainingImage]:
     """The class images, drawn by the bare backbone or the user's own; none without prior preservation."""
     prior, prompt = config.prior, fill(config.prior.class_prompt, config.subject)
@@ -141,11 +148,10 @@ def build_prior(
             prior.guidance_scale,
             batch_size=config.evaluation.sampler.batch_size,
         )
+        sampler = build_sampler(backbone, settings, ranks)
         with reporter.bar("drawing class images", prior.num_class_images) as bar:
             audit = audit_folder(
-                class_images(
-                    backbone, prompt, prior.num_class_images, settings, config.seed, cache, identity, bar.advance
-                )
+                class_images(sampler, prompt, prior.num_class_images, config.seed, cache, identity, bar.advance)
             )
     photos = audit.accepted[: prior.num_class_images]
     return [TrainingImage(load_image(photo.path), prompt, photo.sha256) for photo in photos]

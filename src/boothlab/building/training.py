@@ -4,16 +4,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import boothlab
 from boothlab.building.methods import check_optimizer, method_settings, put_on, words_plan
 from boothlab.building.parts import (
     build_backbone,
     build_device,
+    build_sampler,
     build_sampler_settings,
     build_scorer,
     build_tracker,
     encoder_identities,
-    lightning_arguments,
     scorer_suffix,
     set_determinism,
     set_threads,
@@ -32,11 +34,12 @@ from boothlab.building.photos import (
 from boothlab.building.shared import shared_identity
 from boothlab.building.tag_captions import tagger_identity
 from boothlab.cache import Cache, cache_root
-from boothlab.config import NOT_HASHED, BackboneConfig, TrainConfig
+from boothlab.config import NOT_HASHED, BackboneConfig, Precision, TrainConfig
 from boothlab.diffusion.backbone import Backbone
-from boothlab.diffusion.sampling import Sampler
+from boothlab.diffusion.shared_sampling import dismiss
 from boothlab.dreambooth.checkpoints import newest_checkpoint
 from boothlab.dreambooth.data import TrainingData, TrainingImage
+from boothlab.dreambooth.devices import strategy_arguments
 from boothlab.dreambooth.evaluate import BaseSamples, EvaluationPlan, Evaluator
 from boothlab.dreambooth.module import DreamBoothModule, WholeNetworks
 from boothlab.dreambooth.run import TrainingRun
@@ -44,13 +47,16 @@ from boothlab.errors import UserError
 from boothlab.files import clear_run, shown
 from boothlab.packing.pack import in_a_pack
 from boothlab.progress import Reporter
+from boothlab.ranks import ALONE, Ranks, Share
 from boothlab.tracking.manifest import config_hash, read_manifest, write_manifest
 from boothlab.tracking.redaction import redact
 from boothlab.tracking.run import Tracker
 
+LIGHTNING_PRECISION = {Precision.fp32: "32-true", Precision.bf16: "bf16-mixed", Precision.fp16: "16-mixed"}
+
 
 def build_evaluator(
-    config: TrainConfig, backbone: Backbone, subject: Subject, run_dir: Path, base: BaseSamples
+    config: TrainConfig, backbone: Backbone, subject: Subject, run_dir: Path, base: BaseSamples, ranks: Ranks = ALONE
 ) -> Evaluator | None:
     """What draws and scores, or None when evaluation is off."""
     if not config.evaluation.enabled:
@@ -63,7 +69,7 @@ def build_evaluator(
         metric_suffix=scorer_suffix(config.encoders),
     )
     scorer = build_scorer(config.encoders, config.subject, subject.images, backbone.device)
-    sampler = Sampler(backbone, build_sampler_settings(config.evaluation.sampler))
+    sampler = build_sampler(backbone, build_sampler_settings(config.evaluation.sampler), ranks)
     return Evaluator(sampler, scorer, plan, subject.images, run_dir, base)
 
 
@@ -93,13 +99,15 @@ def _backbone_settings(config: BackboneConfig) -> dict[str, Any]:
     return redact({**vars(config), "precision": config.precision.value})
 
 
-def _build_module(
+def build_module(
     config: TrainConfig,
     backbone: Backbone,
     data: TrainingData,
     resume: tuple[Path, int] | None,
     whole: WholeNetworks | None,
+    ranks: Ranks,
 ) -> DreamBoothModule:
+    """What Lightning trains, of which this process computes its share."""
     if config.trainer.gradient_checkpointing:
         backbone.unet.enable_gradient_checkpointing()
     return DreamBoothModule(
@@ -116,7 +124,17 @@ def _build_module(
         resumed_at=resume[1] if resume else 0,
         words=words_plan(config),
         whole=whole,
+        share=Share.of(ranks, config.data.batch_size, config.trainer.sharded),
     )
+
+
+def lightning_arguments(config: TrainConfig, device: torch.device, module: DreamBoothModule) -> dict[str, Any]:
+    """Devices and precision as Lightning wants them."""
+    return {
+        "accelerator": {"cuda": "gpu"}.get(device.type, device.type),
+        "precision": LIGHTNING_PRECISION[config.backbone.precision],
+        **strategy_arguments(module.share, module.trains_text),
+    }
 
 
 def _resume_point(
@@ -161,28 +179,35 @@ def build_training_run(
     command: Sequence[str],
     reporter: Reporter,
     parent: Mapping[str, Any] | None = None,
+    ranks: Ranks = ALONE,
 ) -> TrainingRun:
-    """Everything one training run needs; writes the manifest. `parent` is what it says of the run that this repeats."""
-    set_threads(config.trainer.threads)
+    """Everything one training run needs; writes the manifest. `parent` is what it says of the run that this repeats.
+
+    Other ranks, if there are any, are in `build_follower` meanwhile.
+    """
+    if in_a_pack() and not ranks.alone:
+        raise UserError(f"trainer.devices={ranks.size}: jobs of a pack share one device; use 1, or run without a pack")
+    set_threads(config.trainer.threads, ranks)
     set_determinism(config.trainer.deterministic)
-    device, cache = build_device(config.trainer.accelerator), Cache(cache_root(config.paths.cache))
+    device, cache = build_device(config.trainer.accelerator, ranks), Cache(cache_root(config.paths.cache))
     check_optimizer(config, device.type)
     subject = build_subject(config.subject, cache)
     say_what_the_audit_found(subject.audit, reporter)
     say_what_is_captioned(config.subject, subject, reporter)
     backbone = build_backbone(config.backbone, device)
     identity = shared_identity(config.backbone)
-    evaluator = build_evaluator(config, backbone, subject, run_dir, BaseSamples(cache, identity))
-    prior = build_prior(config, backbone, cache, identity, reporter)
+    evaluator = build_evaluator(config, backbone, subject, run_dir, BaseSamples(cache, identity), ranks)
+    prior = build_prior(config, backbone, cache, identity, reporter, ranks)
     data = build_data(config, backbone, subject, prior, cache, identity)
+    dismiss(ranks)
     warn_of_long_prompts(backbone, [*data.prompts, *(evaluator.plan.all_prompts if evaluator else ())], reporter)
     counts, whole = put_on(config, backbone)
     inputs, full_hash = _inputs(subject, prior), config_hash(resolved, NOT_HASHED)
     captions = caption_hashes(config.subject, subject.audit)
     if config.paths.overwrite:  # only now: whatever is wrong with the input is known, and nothing was lost by it
         clear_run(run_dir)
-    resume = _resume_point(run_dir, inputs, captions, identity, reporter)
-    module = _build_module(config, backbone, data, resume, whole)
+    resume = ranks.broadcast(_resume_point(run_dir, inputs, captions, identity, reporter))
+    module = build_module(config, backbone, data, resume, whole, ranks)
     write_manifest(
         run_dir,
         resolved_config=resolved,
@@ -200,6 +225,7 @@ def build_training_run(
         not_hashed=NOT_HASHED,
         parent=parent,
         packed=in_a_pack(),
+        devices=ranks.size,
     )
     resume_step = resume[1] if resume else None
     tracker = build_tracker(config.tracking, run_dir.name, config.experiment, resolved, run_dir, resume_step)
@@ -210,7 +236,7 @@ def build_training_run(
         evaluator=evaluator,
         trainer_config=config.trainer,
         evaluate_every=config.evaluation.every or config.trainer.checkpoint_every,
-        lightning=lightning_arguments(config.backbone.precision, device),
+        lightning=lightning_arguments(config, device, module),
         tracker=tracker,
         reporter=reporter,
         settings=lambda step: adapter_settings(config, full_hash, run_dir, step),

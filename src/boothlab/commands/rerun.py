@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from boothlab.commands.devices import company
 from boothlab.errors import NonFiniteLossError, UserError
 from boothlab.files import shown
 from boothlab.progress import Reporter
@@ -218,10 +219,12 @@ def _run(plan: "Plan", out: Path, reporter: Reporter) -> NonFiniteLossError | No
         with editing.tracker:
             editing.execute()
         return None
-    run = build_training_run(config, resolved, out, sys.argv, reporter, parent)
     try:
-        with run.tracker:
-            execute(run)
+        with company(config) as others:
+            others.meet()
+            run = build_training_run(config, resolved, out, sys.argv, reporter, parent, others.ranks)
+            with run.tracker, others.explained():
+                execute(run)
     except NonFiniteLossError as error:
         if plan.origin.manifest.get("status") != "failed":
             raise

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from boothlab.commands.devices import company
 from boothlab.commands.dry_run import asks_for_one, normalised, show_one
 from boothlab.commands.help import HelpPage, asks_for_help, print_help
 from boothlab.compose.jobs import Multirun
@@ -62,11 +63,7 @@ def train(
 
     `on_scores` is told of each evaluation; when it raises Pruned, the run is closed as interrupted.
     """
-    # torch and diffusers: only once the config is known to be good
-    with imports_uncollected():
-        from boothlab.building import build_training_run
-        from boothlab.dreambooth.run import execute
-        from boothlab.tracking.show import finished_summary
+    from boothlab.tracking.show import finished_summary
 
     reporter = Reporter(quiet=one_of_many)
     if not config.paths.overwrite:
@@ -77,10 +74,16 @@ def train(
             _show(run_dir, reporter)
             return summary
     reporter.say(f"run folder {run_dir}")
-    with owned(run_dir):
-        run = build_training_run(config, resolved, run_dir, sys.argv, reporter)
+    with owned(run_dir), company(config) as others:
+        # torch and diffusers: only once the config is known to be good
+        with imports_uncollected():
+            from boothlab.building import build_training_run
+            from boothlab.dreambooth.run import execute
+
+        others.meet()
+        run = build_training_run(config, resolved, run_dir, sys.argv, reporter, ranks=others.ranks)
         run.on_scores = on_scores
-        with run.tracker:
+        with run.tracker, others.explained():
             try:
                 execute(run)
             except Pruned:

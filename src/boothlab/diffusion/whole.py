@@ -1,7 +1,7 @@
 """Whole networks as what is trained: made trainable, saved as folders that diffusers loads, and loaded back."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from boothlab.diffusion.backbone import Backbone, first_line
+from boothlab.diffusion.sharding import whole
 from boothlab.errors import UserError
 from boothlab.files import atomic_directory, shown
 from boothlab.quiet import quiet_libraries
@@ -52,15 +53,22 @@ def save_networks(
                     _cast(network, dtype), building / file, {"boothlab": json.dumps(dict(settings), sort_keys=True)}
                 )
             else:  # transformers gives some tensors other names in files than in memory
-                network.save_pretrained(building, state_dict=_cast(network, dtype))
+                with quiet_libraries():
+                    network.save_pretrained(building, state_dict=_cast(network, dtype))
         written.append(run_dir / name / file)
     return written
 
 
+def whole_state(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a network by name, one after the other. Where it is parted, all ranks go through them."""
+    for key, value in network.state_dict().items():
+        yield key, whole(value.detach())
+
+
 def _cast(network: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     return {
-        key: value.detach().to("cpu", dtype if value.is_floating_point() else None).contiguous()
-        for key, value in network.state_dict().items()
+        key: value.to("cpu", dtype if value.is_floating_point() else None).contiguous()
+        for key, value in whole_state(network)
     }
 
 

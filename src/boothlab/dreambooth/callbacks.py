@@ -1,6 +1,9 @@
 """When things happen during training: logging, evaluation, checkpoints, the bar. No maths here."""
 
+import signal
+import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -9,13 +12,16 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from boothlab.dreambooth.checkpoints import adapter_parameters, restore_checkpoint, save_checkpoint
+from boothlab.diffusion.sharding import put_together
+from boothlab.diffusion.shared_sampling import dismiss, serve
+from boothlab.dreambooth.checkpoints import adapter_parameters, restore_checkpoint, resume_tensors, save_checkpoint
 from boothlab.dreambooth.ema import AdapterEma
 from boothlab.dreambooth.evaluate import Evaluator, OnScores, evaluate_into
 from boothlab.dreambooth.module import DreamBoothModule
 from boothlab.dreambooth.offload import Parking
 from boothlab.dreambooth.optimizers import WORDS, EvalWeights
 from boothlab.progress import Bar, Reporter
+from boothlab.ranks import ALONE, Ranks
 from boothlab.tracking import metrics
 from boothlab.tracking.run import Tracker
 
@@ -39,7 +45,7 @@ class StepCallback(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = optimizer_step(trainer, module)
-        if (batch_idx + 1) % module.accumulate == 0 and step != self._last:
+        if (batch_idx + 1) % module.turns_a_step == 0 and step != self._last:
             self._last = step
             self.after_step(trainer, module, step)
 
@@ -92,13 +98,14 @@ class ScheduleFreeCallback(EmaCallback):
 class ResumeCallback(pl.Callback):
     """Puts a checkpoint back before the first step."""
 
-    def __init__(self, folder: Path, clock: "LogCallback", ema: EmaCallback | None):
+    def __init__(self, folder: Path, clock: "LogCallback | None", ema: EmaCallback | None):
         self.folder, self.clock, self.ema = folder, clock, ema
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         schedule = trainer.lr_scheduler_configs[0].scheduler
         found = restore_checkpoint(self.folder, module, trainer.optimizers[0], schedule)
-        self.clock.window = found.log_window
+        if self.clock:
+            self.clock.window = found.log_window
         if self.ema:
             self.ema.take(module, found.average, trainer.optimizers[0])
 
@@ -120,10 +127,11 @@ class LogCallback(StepCallback):
         self._since, self._steps = time.perf_counter(), 0
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        batches = module.share.batches  # the losses are means over all of them
         for name in ("loss", "instance", "prior"):
             if name in module.latest:
-                self.window[name] = self.window.get(name, 0.0) + float(module.latest[name])
-        self.window["count"] = self.window.get("count", 0.0) + 1
+                self.window[name] = self.window.get(name, 0.0) + float(module.latest[name]) * batches
+        self.window["count"] = self.window.get("count", 0.0) + batches
         super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
 
     def after_step(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
@@ -155,31 +163,73 @@ class EvaluationCallback(StepCallback):
         ema: EmaCallback | None,
         on_scores: OnScores | None = None,
         parking: Parking | None = None,
+        ranks: Ranks = ALONE,
     ):
         self.evaluator, self.tracker, self.reporter = evaluator, tracker, reporter
         self.every, self.clock, self.ema, self.on_scores = every, clock, ema, on_scores
-        self.parking = parking
+        self.parking, self.ranks = parking, ranks
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         if self.parking is not None:
             self.parking.park()  # Lightning has just moved the text encoders to its device
         if module.resumed_at == 0:
             self.evaluator.note_ceilings(self.tracker)
-            self._evaluate(0)
+            self._evaluate(module, 0)
 
     def after_step(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
         if step % self.every == 0 or step == module.max_steps:
-            self._evaluate(step)
+            self._evaluate(module, step)
 
-    def _evaluate(self, step: int) -> None:
-        with self._weights(), self.parking.fetched() if self.parking else nullcontext():
+    def _evaluate(self, module: DreamBoothModule, step: int) -> None:
+        with (
+            self._weights(),
+            put_together([module.networks]),
+            self.parking.fetched() if self.parking else nullcontext(),
+        ):
             found = evaluate_into(self.evaluator, step, self.tracker, self.reporter)
+        dismiss(self.ranks)
         if self.on_scores is not None and step > 0:
             self.on_scores(step, found.scores)
         self.clock.restart_clock()
 
     def _weights(self) -> AbstractContextManager[None]:
         return self.ema.lent() if self.ema else nullcontext()
+
+
+class HelpCallback(StepCallback):
+    """On a rank that does not lead: draws what the leader's EvaluationCallback asks for, at the same steps."""
+
+    def __init__(self, ranks: Ranks, every: int, ema: EmaCallback | None, parking: Parking | None):
+        self.ranks, self.every, self.ema, self.parking = ranks, every, ema, parking
+
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        if self.parking is not None:
+            self.parking.park()
+        if module.resumed_at == 0:
+            self._help(module)
+
+    def after_step(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
+        if step % self.every == 0 or step == module.max_steps:
+            self._help(module)
+
+    def _help(self, module: DreamBoothModule) -> None:
+        with (
+            self.ema.lent() if self.ema else nullcontext(),
+            put_together([module.networks]),
+            self.parking.fetched() if self.parking else nullcontext(),
+        ):
+            serve(module.backbone, self.ranks)
+
+
+class OwnSignalCallback(pl.Callback):
+    """Puts the process's own answer to SIGTERM back: Lightning's would tell the other ranks in the middle of a step."""
+
+    def __init__(self) -> None:
+        self.before = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self.before)
 
 
 class ParkCallback(pl.Callback):
@@ -212,6 +262,18 @@ class CheckpointCallback(StepCallback):
         ema, window = self.ema.ema if self.ema else None, self.clock.window
         save_checkpoint(self.run_dir, module, optimizer, schedule, step, self.settings(step), ema, window)
         self.clock.restart_clock()
+
+
+class GatherCallback(StepCallback):
+    """On a rank that does not lead: gives its parts of sharded networks when the leader's CheckpointCallback saves."""
+
+    def __init__(self, every: int, ema: EmaCallback | None):
+        self.every, self.ema = every, ema
+
+    def after_step(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
+        if step % self.every and step != module.max_steps:
+            return
+        deque(resume_tensors(module, trainer.optimizers[0], self.ema.ema if self.ema else None), maxlen=0)
 
 
 class BarCallback(StepCallback):

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from boothlab.diffusion.backbone import first_line
 from boothlab.diffusion.lora import trainable
+from boothlab.diffusion.sharding import parted_like, whole
 from boothlab.dreambooth.ema import AdapterEma
 from boothlab.dreambooth.module import DreamBoothModule
 from boothlab.dreambooth.optimizers import EvalWeights, numbers_of, restore_numbers
@@ -58,15 +60,9 @@ def save_checkpoint(
     `log_window` is what the next row of metrics.jsonl has summed up so far.
     """
     folder = run_dir / "checkpoints" / folder_name(step)
-    tensors: dict[str, Tensor] = {}
-    for name, value in adapter_parameters(module).items():
-        tensors[f"parameter/{name}"] = value.detach()
-        for key, moment in optimizer.state.get(value, {}).items():
-            if isinstance(moment, Tensor):
-                tensors[f"optimizer/{key}/{name}"] = moment
-    tensors |= {f"ema/{name}": value for name, value in (ema.shadow if ema else {}).items()}
+    tensors = {key: value.cpu().contiguous() for key, value in resume_tensors(module, optimizer, ema)}
     with atomic_directory(folder, replace=True) as building:
-        write_bytes(building / TENSORS, to_safetensors({k: v.cpu().contiguous() for k, v in tensors.items()}))
+        write_bytes(building / TENSORS, to_safetensors(tensors))
         with ema.lent() if ema else nullcontext():
             save_small(building, building, module, settings)
         hashes = {path.name: sha256_file(path) for path in sorted(building.iterdir())}
@@ -79,6 +75,19 @@ def save_checkpoint(
             if older.name < folder.name:
                 shutil.rmtree(older)
     return folder
+
+
+def resume_tensors(
+    module: DreamBoothModule, optimizer: Any, ema: AdapterEma | EvalWeights | None
+) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a checkpoint by name, one by one. Where networks are parted, all ranks go through them."""
+    for name, value in adapter_parameters(module).items():
+        yield f"parameter/{name}", whole(value.detach())
+        for key, moment in optimizer.state.get(value, {}).items():
+            if isinstance(moment, Tensor):
+                yield f"optimizer/{key}/{name}", whole(moment)
+    for name, average in (ema.shadow if ema else {}).items():
+        yield f"ema/{name}", whole(average)
 
 
 def _digest(state: dict[str, Any]) -> str:
@@ -145,7 +154,7 @@ def _restore(folder: Path, module: DreamBoothModule, optimizer: Any, schedule: A
     tensors = from_safetensors((folder / TENSORS).read_bytes())
     with torch.no_grad():
         for name, value in adapter_parameters(module).items():
-            value.copy_(tensors[f"parameter/{name}"])
+            value.copy_(parted_like(tensors[f"parameter/{name}"], value))
             prefix = "optimizer/"
             moments = {
                 key[len(prefix) : -len(name) - 1]: tensor.clone()
@@ -156,7 +165,8 @@ def _restore(folder: Path, module: DreamBoothModule, optimizer: Any, schedule: A
                 # AdamW counts its steps on the CPU, unless it is fused.
                 here = {key for key in moments if key != "step" or optimizer.defaults.get("fused")}
                 optimizer.state[value] = {
-                    key: moment.to(value.device) if key in here else moment for key, moment in moments.items()
+                    key: parted_like(moment.to(value.device), value) if key in here else moment
+                    for key, moment in moments.items()
                 }
     state: Any = read_json(folder / STATE)
     restore_numbers(optimizer, adapter_parameters(module), state.get("optimizer", {}))

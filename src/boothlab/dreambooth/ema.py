@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from boothlab.diffusion.sharding import parted_like
+
 
 class AdapterEma:
     """Keeps a running average of the adapter's parameters and lends it to the networks for evaluation and saving."""
@@ -16,7 +18,10 @@ class AdapterEma:
 
     def take(self, average: Mapping[str, Tensor]) -> None:
         """Go on from a saved average."""
-        self.shadow = {name: average[name].to(value.device, copy=True) for name, value in self.parameters.items()}
+        self.shadow = {
+            name: parted_like(average[name].to(value.device, copy=True), value)
+            for name, value in self.parameters.items()
+        }
 
     @torch.no_grad()
     def update(self, step: int) -> None:

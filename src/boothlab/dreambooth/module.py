@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from boothlab.config import LossConfig, OptimConfig
 from boothlab.diffusion.backbone import Backbone, TextEmbedding
 from boothlab.diffusion.lora import trainable
+from boothlab.diffusion.sharding import shard, whole
 from boothlab.dreambooth.data import Batch, TrainingData
 from boothlab.dreambooth.optimizers import WordsPlan, build_optimizer, build_schedule, parameter_groups
 from boothlab.errors import NonFiniteLossError
+from boothlab.ranks import Share
 from boothlab.seeding import Stream, derive_seed, generator
 
 
@@ -46,8 +48,10 @@ class DreamBoothModule(pl.LightningModule):
         resumed_at: int = 0,
         words: WordsPlan | None = None,
         whole: WholeNetworks | None = None,
+        share: Share | None = None,
     ):
         super().__init__()
+        self.share = share or Share()
         self.networks = nn.ModuleDict({"unet": backbone.unet, **backbone.text_encoders})
         self.backbone, self.data, self.optim_config, self.loss_config = backbone, data, optim, loss
         self.words, self.whole = words, whole
@@ -65,10 +69,11 @@ class DreamBoothModule(pl.LightningModule):
         self.snr_T = alphas / (1 - alphas).clamp(min=1e-20)
 
     def training_step(self, index: int, batch_index: int) -> Tensor:
-        batch = self.data.batch(self.micro_step)
+        batch = self.data.batch(self.batch_number)
         latents_BCHW = self.sample_latents(batch)
         noise_BCHW = self.draw_noise(latents_BCHW, batch.num_instance)
         timesteps_B = self.draw_timesteps(len(latents_BCHW), batch.num_instance)
+        batch, latents_BCHW, noise_BCHW, timesteps_B = self.own_rows(batch, latents_BCHW, noise_BCHW, timesteps_B)
         noisy_BCHW = self.backbone.noise_scheduler.add_noise(latents_BCHW, noise_BCHW, timesteps_B)
         with self.dropout_stream():
             predicted_BCHW = self.backbone.predict(noisy_BCHW, timesteps_B, self.embed(batch.prompts))
@@ -79,10 +84,30 @@ class DreamBoothModule(pl.LightningModule):
         if batch.num_instance < len(losses_B):  # prior preservation: DreamBooth, eq. 2
             prior = losses_B[batch.num_instance :].mean()
             loss = instance + self.prior_weight * prior
-        self.check_finite(loss, batch)
         self.remember(loss, instance, prior)
-        self.micro_step += 1
+        self.check_finite(self.latest["loss"], batch)
+        self.micro_step += self.share.batches
         return loss
+
+    @property
+    def batch_number(self) -> int:
+        """The number, in the whole run, of the batch that this process is at; `micro_step` counts those done by all."""
+        return self.micro_step + self.share.turn
+
+    @property
+    def turns_a_step(self) -> int:
+        """The batches that this process computes for an optimizer step."""
+        return self.accumulate // self.share.batches
+
+    def own_rows(self, batch: Batch, *drawn: Tensor) -> tuple[Any, ...]:
+        """This process's rows of a batch and of what was drawn for it: every device draws alike, and takes its part."""
+        if self.share.rows == 1:
+            return batch, *drawn
+        rows = self.share.own(batch.num_instance, len(batch.prompts))
+        prompts = [batch.prompts[row] for row in rows]
+        num_instance = batch.num_instance // self.share.rows
+        own = Batch(batch.means_BCHW[rows], batch.stds_BCHW[rows], prompts, num_instance)
+        return own, *(value[rows] for value in drawn)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         self.backbone.backward(loss)  # which knows whose networks it asked
@@ -105,7 +130,7 @@ class DreamBoothModule(pl.LightningModule):
     def _two_streams(self, *names: str) -> tuple[torch.Generator, torch.Generator]:
         """Subject and class samples draw apart, so that prior preservation does not change what the subject sees."""
         ours, theirs = (
-            generator(self.seed, names[0], self.micro_step, *names[1:], who) for who in ("instance", "prior")
+            generator(self.seed, names[0], self.batch_number, *names[1:], who) for who in ("instance", "prior")
         )
         return ours, theirs
 
@@ -148,10 +173,14 @@ class DreamBoothModule(pl.LightningModule):
 
     def dropout_stream(self) -> Any:
         """Adapter dropout knows only the global generator: give it a seeded one and put the old one back."""
-        return _SeededGlobal(derive_seed(self.seed, Stream.DROPOUT, self.micro_step) if self.dropout > 0 else None)
+        if self.dropout == 0:
+            return _SeededGlobal(None)
+        # Rows of one batch on several devices must not drop the same values.
+        part = [] if self.share.rows == 1 else [self.share.ranks.rank]
+        return _SeededGlobal(derive_seed(self.seed, Stream.DROPOUT, self.batch_number, *part))
 
     def check_finite(self, loss: Tensor, batch: Batch) -> None:
-        """Stop at the first NaN or infinity, before it reaches the weights."""
+        """Stop at the first NaN or infinity, before it reaches the weights. The loss is all devices', so all stop."""
         if not torch.isfinite(loss):
             step = self.micro_step // self.accumulate
             raise NonFiniteLossError(
@@ -161,16 +190,25 @@ class DreamBoothModule(pl.LightningModule):
             )
 
     def remember(self, loss: Tensor, instance: Tensor, prior: Tensor | None) -> None:
-        """Keep the losses of this micro-step for whoever logs them."""
-        self.latest = {"loss": loss.detach(), "instance": instance.detach()}
-        if prior is not None:
-            self.latest["prior"] = prior.detach()
+        """Keep the losses of this micro-step, means over the devices, for whoever logs them."""
+        found = {"loss": loss, "instance": instance} | ({} if prior is None else {"prior": prior})
+        if self.share.ranks.alone:
+            self.latest = {name: value.detach() for name, value in found.items()}
+            return
+        means = self.share.ranks.mean(torch.stack([value.detach() for value in found.values()]))
+        self.latest = dict(zip(found, means, strict=True))
 
     def on_train_epoch_start(self) -> None:
         # Lightning leaves modules as it finds them. Adapter dropout and gradient checkpointing only work in train mode;
         # the frozen networks have no dropout of their own, so otherwise the mode makes no difference.
         for network in self.networks.values():
             network.train(self.dropout > 0 or self.checkpointing)
+
+    def configure_model(self) -> None:
+        """Part what is trained among the devices, where the config says so and Lightning has a mesh of them."""
+        if self.share.sharded and self.whole is not None:
+            for network in self.whole.networks.values():
+                shard(network, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> Any:
         groups = parameter_groups(self.backbone, self.optim_config, self.words)
@@ -187,7 +225,7 @@ class DreamBoothModule(pl.LightningModule):
         parameters = [value for group in optimizer.param_groups for value in group["params"]]
         limit = self.optim_config.grad_clip
         norm = nn.utils.clip_grad_norm_(parameters, limit if limit is not None else float("inf"))
-        self.latest["grad_norm"] = norm.detach()
+        self.latest["grad_norm"] = norm = whole(norm.detach())
         # In half precision the scaler sees to it: it leaves such a step out and goes on with a smaller scale.
         if not torch.isfinite(norm) and self.trainer.precision != "16-mixed":
             raise NonFiniteLossError(

@@ -5,17 +5,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 from boothlab.cache import Cache
-from boothlab.diffusion.backbone import Backbone
-from boothlab.diffusion.sampling import Request, Sampler, SamplerSettings
+from boothlab.diffusion.sampling import Request, Sampler
 from boothlab.images.grid import save_png, to_pil
 from boothlab.seeding import Stream, derive_seed
 
 
 def class_images(
-    backbone: Backbone,
+    sampler: Sampler,
     prompt: str,
     count: int,
-    settings: SamplerSettings,
     seed: int,
     cache: Cache,
     identity: Mapping[str, str],
@@ -29,10 +27,11 @@ def class_images(
 
     def make(folder: Path) -> None:
         seeds = [derive_seed(seed, Stream.CLASS_IMAGES, index) for index in range(count)]
-        images = Sampler(backbone, settings).draw([Request(prompt, s) for s in seeds], progress)
+        images = sampler.draw([Request(prompt, s) for s in seeds], progress)
         for index, pixels in enumerate(images):
             save_png(folder / f"{index:04d}.png", to_pil(pixels))
 
+    backbone, settings = sampler.backbone, sampler.settings
     drawn_by = {name: value for name, value in asdict(settings).items() if name != "batch_size"}
     key = {"prompt": prompt, "count": count, "seed": seed, "resolution": backbone.resolution, "sampler": drawn_by}
     return cache.get_or_make_files(

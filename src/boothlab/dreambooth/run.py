@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch.utils.data import DataLoader
 
 from boothlab.config import OptimizerName, TrainerConfig
@@ -18,6 +17,7 @@ from boothlab.dreambooth.callbacks import (
     EmaCallback,
     EvaluationCallback,
     LogCallback,
+    OwnSignalCallback,
     ParkCallback,
     ResumeCallback,
     ScheduleFreeCallback,
@@ -56,21 +56,26 @@ class TrainingRun:
     on_scores: OnScores | None = None
 
 
+def ema_callback(module: DreamBoothModule, config: TrainerConfig) -> EmaCallback | None:
+    """What stands in for the trained weights in evaluations and files; None where they stand for themselves."""
+    if module.optim_config.optimizer is OptimizerName.schedule_free:
+        return ScheduleFreeCallback()
+    return EmaCallback(config.ema_decay) if config.ema_decay is not None else None
+
+
 def _callbacks(run: TrainingRun, bar: Bar) -> list[pl.Callback]:
     """In the order they act after a step. Saving comes last: a checkpoint means that all before it is written."""
     config = run.trainer_config
-    ema = EmaCallback(config.ema_decay) if config.ema_decay is not None else None
-    if run.module.optim_config.optimizer is OptimizerName.schedule_free:
-        ema = ScheduleFreeCallback()
+    ema = ema_callback(run.module, config)
     parking = Parking(run.module.backbone) if config.offload else None
     log = LogCallback(run.tracker, config.log_every)
-    callbacks: list[pl.Callback] = [ResumeCallback(run.resume_from[0], log, ema)] if run.resume_from else []
+    callbacks: list[pl.Callback] = [] if run.module.share.ranks.alone else [OwnSignalCallback()]
+    callbacks += [ResumeCallback(run.resume_from[0], log, ema)] if run.resume_from else []
     callbacks += [*([ema] if ema else []), log, BarCallback(bar)]
     if run.evaluator is not None:
+        every, ranks = run.evaluate_every, run.module.share.ranks
         callbacks.append(
-            EvaluationCallback(
-                run.evaluator, run.tracker, run.reporter, run.evaluate_every, log, ema, run.on_scores, parking
-            )
+            EvaluationCallback(run.evaluator, run.tracker, run.reporter, every, log, ema, run.on_scores, parking, ranks)
         )
     elif parking is not None:
         callbacks.append(ParkCallback(parking))
@@ -78,14 +83,15 @@ def _callbacks(run: TrainingRun, bar: Bar) -> list[pl.Callback]:
     return callbacks
 
 
-def _fit(run: TrainingRun, callbacks: list[pl.Callback]) -> None:
+def fit(
+    module: DreamBoothModule, config: TrainerConfig, lightning: dict[str, Any], callbacks: Sequence[pl.Callback]
+) -> None:
     """Lightning's loop over micro-step numbers; the module makes each batch from its number."""
-    config, done = run.trainer_config, run.resume_from[1] if run.resume_from else 0
-    steps = config.max_steps - done
+    steps = config.max_steps - module.resumed_at
     trainer = pl.Trainer(
         max_steps=steps,
-        accumulate_grad_batches=config.accumulate,
-        callbacks=callbacks,
+        accumulate_grad_batches=module.turns_a_step,
+        callbacks=[*callbacks],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -93,14 +99,12 @@ def _fit(run: TrainingRun, callbacks: list[pl.Callback]) -> None:
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         deterministic=config.deterministic,
-        # Whatever started this process (SLURM, a launcher) ran it as one process, and sees itself to running it again.
-        plugins=[LightningEnvironment()],
-        **run.lightning,
+        **lightning,
     )
-    micro_steps: Any = range(steps * config.accumulate)
+    micro_steps: Any = range(steps * module.turns_a_step)
     loader: DataLoader[int] = DataLoader(micro_steps, batch_size=None, num_workers=0)
     with signals_told(trainer):
-        trainer.fit(run.module, loader)
+        trainer.fit(module, loader)
 
 
 def _restore_only(run: TrainingRun, callbacks: list[pl.Callback]) -> None:
@@ -125,7 +129,7 @@ def execute(run: TrainingRun, extra_callbacks: Sequence[pl.Callback] = ()) -> No
     with run.reporter.bar("training", left) as bar, memory_explained(where, LESS_MEMORY):
         callbacks = [*_callbacks(run, bar), *extra_callbacks]
         if left > 0:
-            _fit(run, callbacks)
+            fit(run.module, config, run.lightning, callbacks)
         else:  # killed after the last checkpoint: only the adapter file and the summary are missing
             _restore_only(run, callbacks)
     ema = next((callback for callback in callbacks if isinstance(callback, EmaCallback)), None)

@@ -233,7 +233,7 @@ def _mean_of(scores: Sequence[ImageScore], name: str) -> float:
 
 def _accumulated(scores: Sequence[ImageScore], name: str) -> float:
     """The headline as torchmetrics accumulates it; one subject here, so the mean of its images."""
-    metric = fidelity.SubjectMean()
+    metric = fidelity.SubjectMean(sync_on_compute=False)  # on several devices the images of all are here already
     metric.update(torch.tensor([getattr(score, name) for score in scores]), subject=0)
     return float(metric.compute()["subject_mean"])
 

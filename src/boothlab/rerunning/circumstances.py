@@ -50,12 +50,15 @@ class Circumstance:
         return self.area in ("device", "threads", "numerics") or self.name in NUMERIC_LIBRARIES
 
 
-def here(device: str) -> dict[str, Any]:
-    """The sections of a manifest that describe this machine and this process, on a torch device such as "cuda:0"."""
+def here(device: str, devices: int = 1) -> dict[str, Any]:
+    """The sections of a manifest that describe this machine and this process, on a torch device such as "cuda:0".
+
+    `devices` is how many share the run.
+    """
     return {
         "versions": package_versions(),
         "machine": machine(device),
-        "numerics": numerics(),
+        "numerics": numerics(devices=devices),
         "git": code_state(),
     }
 
@@ -86,7 +89,7 @@ def _section(manifest: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _numerics(manifest: Mapping[str, Any], now: Mapping[str, Any]) -> list[Circumstance]:
-    before, after = _section(manifest, "numerics"), _section(now, "numerics")
+    before, after = ({"devices": 1, **_section(one, "numerics")} for one in (manifest, now))
     passed_over = _NO_EFFECT | (_NOT_IN_FORMAT_1 if manifest.get("format") == 1 else frozenset())
     return [
         Circumstance("threads" if name == _THREADS else "numerics", name, _plain(value), _plain(after.get(name)))

@@ -13,6 +13,7 @@ from boothlab.compose.schemas import SCHEMAS
 from boothlab.compose.typed import from_resolved
 from boothlab.config import MOST_THREADS, Accelerator
 from boothlab.errors import UserError
+from boothlab.ranks import ALONE, Ranks
 from boothlab.rerunning.circumstances import Circumstance, differing, expects_same_bits, here
 from boothlab.rerunning.edit_materials import check_edit_materials
 from boothlab.rerunning.inputs import BESIDE, stage
@@ -108,8 +109,9 @@ def make_plan(origin: Origin, recipe: Recipe, cache: Path) -> Plan:
     section = "trainer." if recipe.kind == "train" else ""
     set_threads(value_at(config, f"{section}threads"))
     set_determinism(deterministic)
-    device = build_device(Accelerator(value_at(config, f"{section}accelerator") or "auto"))
-    circumstances = differing(origin.manifest, here(str(device)))
+    ranks = Ranks(size=typed.trainer.devices) if recipe.kind == "train" else ALONE
+    device = build_device(Accelerator(value_at(config, f"{section}accelerator") or "auto"), ranks)
+    circumstances = differing(origin.manifest, here(str(device), ranks.size))
     if editing:
         materials = check_edit_materials(typed, origin.manifest)
     else:

@@ -126,6 +126,7 @@ def write_manifest(
     scored: Mapping[str, Any] | None = None,
     parent: Mapping[str, Any] | None = None,
     packed: bool = False,
+    devices: int = 1,
 ) -> dict[str, Any]:
     """Write manifest.json before the first step and return what was written.
 
@@ -133,10 +134,10 @@ def write_manifest(
     each side-car in use. `weights` holds what each frozen network is (hashes of its files, or hub id and commit) and
     the adapter that is scored. `command` is the command line, `device` a torch device such as "cpu" or "cuda:0".
     `not_hashed` are the keys that `config_hash` was made without. `scored` is the config of the run whose adapter is
-    scored, `parent` the run that this one repeats or was forked from,
-    `packed` whether it shares its networks' batches with other jobs. The environment is not written, but for the
-    workspace setting of cuBLAS, and whatever looks like a key or token is redacted. If the folder has a manifest
-    already (a resumed or repeated run), that attempt is kept as one entry of `earlier_attempts`.
+    scored, `parent` the run that this one repeats or was forked from, `packed` whether it shares its networks' batches
+    with other jobs, `devices` how many shared its own. The environment is not written, but for the workspace setting
+    of cuBLAS, and whatever looks like a key or token is redacted. If the folder has a manifest already (a resumed or
+    repeated run), that attempt is kept as one entry of `earlier_attempts`.
     """
     manifest: dict[str, Any] = {
         "format": FORMAT,
@@ -158,7 +159,7 @@ def write_manifest(
         "working_directory": redact_text(Path.cwd().as_posix()),
         "versions": package_versions(),
         "machine": machine(device),
-        "numerics": numerics() | ({"packed": True} if packed else {}),
+        "numerics": numerics(packed, devices),
         "git": code_state(),
         "outputs": {},
         "adapter_tensors": None,

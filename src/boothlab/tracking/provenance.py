@@ -65,11 +65,15 @@ def _cpu_name() -> str:
     return platform.processor()
 
 
-def numerics() -> dict[str, Any]:
-    """Threads and determinism switches. Results on the CPU are exact only at the same number of threads."""
+def numerics(packed: bool = False, devices: int = 1) -> dict[str, Any]:
+    """Threads, determinism switches, and whether a run shared batches with others or its own among `devices`.
+
+    Results on the CPU are exact only at the same number of threads.
+    """
     import torch
 
-    return {
+    shared = ({"packed": True} if packed else {}) | ({"devices": devices} if devices > 1 else {})
+    return shared | {
         "torch_threads": torch.get_num_threads(),
         "torch_interop_threads": torch.get_num_interop_threads(),
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),

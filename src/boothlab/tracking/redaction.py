@@ -49,6 +49,7 @@ _FORTY_HEX = re.compile(
     r"(?P<commit>[\w.]*(?:revision|commit|sha|hash|digest)[\w.]*[\"']?\s*[=:]\s*[\"']?|snapshots/|@|\bindex |\.\.)?"
     r"(?<![0-9a-fA-F])(?P<digits>[0-9a-fA-F]{40})(?![0-9a-fA-F])"
 )
+_FORTY_DIGITS = re.compile(r"[0-9a-fA-F]{40}")
 _COMMIT_NAME = re.compile(r"revision|commit|sha|hash|digest", re.IGNORECASE)
 
 
@@ -60,6 +61,8 @@ def redact_text(text: str) -> str:
     text = _URL_CREDENTIALS.sub(REDACTED, text)
     text = _ASSIGNMENT.sub(lambda match: match["name"] + REDACTED, text)
     text = _BARE_TOKEN.sub(lambda match: match["name"] + REDACTED, text)
+    if _FORTY_DIGITS.search(text) is None:  # the neighbourhood is looked for at every character: slow in a long diff
+        return text
     return _FORTY_HEX.sub(lambda match: match[0] if match["commit"] else REDACTED, text)
 
 
