@@ -163,9 +163,9 @@ def main() -> None:
         wall, used = statistics.median(lever.wall), statistics.median(lever.processor)
         slower, busier = wall / statistics.median(base.wall), used / statistics.median(base.processor)
         memory = f"{lever.memory:.0f}" if lever.memory == lever.memory else ""
-        print(
-            f"| {label} | {1000 * wall:.1f} | {slower:.2f} | {1000 * used:.1f} | {busier:.2f} | {memory} | {lever.loss!r} |"
-        )
+        cells = [label, f"{1000 * wall:.1f}", f"{slower:.2f}", f"{1000 * used:.1f}", f"{busier:.2f}", memory]
+        cells.append(f"{lever.loss!r}")
+        print("| " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

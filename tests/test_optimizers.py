@@ -18,6 +18,7 @@ from boothlab.compose.typed import load as load_config
 from boothlab.config import OptimConfig, OptimizerName
 from boothlab.dreambooth.optimizers import WORDS, EvalWeights, WordsPlan, build_optimizer, build_schedule
 from boothlab.errors import UserError
+from boothlab.tracking.manifest import read_manifest
 from training_runs import ADAPTER, Lab, history, same_adapter, stopped_after
 
 OPTIMIZERS: dict[str, tuple[str, ...]] = {
@@ -55,6 +56,7 @@ def test_stopped_and_resumed_is_straight(name: str, lab: Lab, monkeypatch: pytes
     stopped = lab.train(f"stopped {name}", UNSCORED, *OPTIMIZERS[name])
     assert same_adapter(straight, stopped)
     assert history(straight) == history(stopped)
+    assert LIBRARIES[name.split()[0]] in read_manifest(stopped)["versions"]
     last = Path("checkpoints") / "step_000004" / "resume.safetensors"
     one, two = load_file(straight / last), load_file(stopped / last)
     assert one.keys() == two.keys()

@@ -132,6 +132,14 @@ class NoiseScheduler(Enum):
     unipc = "unipc"
 
 
+class Compile(Enum):
+    """How much of the UNet torch.compile makes kernels for."""
+
+    none = "none"
+    blocks = "blocks"
+    whole = "whole"
+
+
 MOST_THREADS = 1024
 _SEEDS = range(-(2**63), 2**64)
 """What PyTorch's generators take."""
@@ -516,6 +524,8 @@ class TrainerConfig(Checked):
     deterministic: bool = True
     #: recompute activations in the backward pass: less memory, more time
     gradient_checkpointing: bool = False
+    #: torch.compile of the UNet: none, blocks (its transformer blocks) or whole; faster steps, a minute or more later
+    compile: Compile = Compile.none
     #: keep the VAE, and text encoders that are not trained, off the device while training; encode photos one by one
     offload: bool = False
     #: decay of an exponential moving average of what is trained, evaluated and saved in its place; null keeps none
@@ -804,11 +814,14 @@ class TrainConfig(Checked):
         need(
             not self.trainer.sharded
             or (
-                self.trainer.devices > 1 and self.method is Method.full and self.optim.optimizer is OptimizerName.adamw
+                self.trainer.devices > 1
+                and self.method is Method.full
+                and self.optim.optimizer is OptimizerName.adamw
+                and self.trainer.compile is Compile.none
             ),
             "trainer.sharded",
             self.trainer.sharded,
-            "is for trainer.devices above 1, method=full and optim.optimizer=adamw; leave it false",
+            "is for trainer.devices above 1, method=full, optim.optimizer=adamw and no trainer.compile; leave it false",
         )
         need(
             can_share(self.trainer.devices, self.data.batch_size, self.trainer.accumulate),
@@ -992,7 +1005,7 @@ class ScoreConfig(Checked):
 #: keys that came after the first runs were made: left out of a run's identity where they have the value that those runs
 #: had, so that these keep their names and count as finished
 ADDED = (
-    *("method=lora", "lora.variant=lora", "optim.optimizer=adamw", "trainer.offload=false"),
+    *("method=lora", "lora.variant=lora", "optim.optimizer=adamw", "trainer.offload=false", "trainer.compile=none"),
     *("full.train_text_encoder=false", "full.save_precision=fp32"),
     *("inversion.vectors=1", "inversion.init_word=null", "inversion.lr=0.005", "inversion.steps=null"),
     "inversion.late_lr=0.0",

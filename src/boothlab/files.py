@@ -333,7 +333,7 @@ def cannot_write(path: Path, error: OSError) -> UserError:
 
 _LEFT_BY_A_RUN = (
     *("metrics.jsonl", "metrics.csv", "summary.json", "manifest.json"),
-    *("samples", "checkpoints", "lora", "tensorboard"),
+    *("samples", "checkpoints", "tensorboard", "lora", "embedding", "unet", "text_encoder", "text_encoder_2"),
 )
 
 

@@ -34,14 +34,16 @@ from boothlab.building.photos import (
 from boothlab.building.shared import shared_identity
 from boothlab.building.tag_captions import tagger_identity
 from boothlab.cache import Cache, cache_root
-from boothlab.config import NOT_HASHED, BackboneConfig, Precision, TrainConfig
+from boothlab.config import NOT_HASHED, BackboneConfig, Compile, Precision, TrainConfig
 from boothlab.diffusion.backbone import Backbone
+from boothlab.diffusion.compiled import compile_unet
 from boothlab.diffusion.shared_sampling import dismiss
 from boothlab.dreambooth.checkpoints import newest_checkpoint
 from boothlab.dreambooth.data import TrainingData, TrainingImage
 from boothlab.dreambooth.devices import strategy_arguments
 from boothlab.dreambooth.evaluate import BaseSamples, EvaluationPlan, Evaluator
 from boothlab.dreambooth.module import DreamBoothModule, WholeNetworks
+from boothlab.dreambooth.optimizers import EXTRAS
 from boothlab.dreambooth.run import TrainingRun
 from boothlab.errors import UserError
 from boothlab.files import clear_run, shown
@@ -110,6 +112,8 @@ def build_module(
     """What Lightning trains, of which this process computes its share."""
     if config.trainer.gradient_checkpointing:
         backbone.unet.enable_gradient_checkpointing()
+    if config.trainer.compile is not Compile.none:
+        compile_unet(backbone, config.trainer.compile.value)
     return DreamBoothModule(
         backbone,
         data,
@@ -187,6 +191,8 @@ def build_training_run(
     """
     if in_a_pack() and not ranks.alone:
         raise UserError(f"trainer.devices={ranks.size}: jobs of a pack share one device; use 1, or run without a pack")
+    if in_a_pack() and config.trainer.compile is not Compile.none:
+        raise UserError("trainer.compile: jobs of a pack share networks as they are; use none, or run without a pack")
     set_threads(config.trainer.threads, ranks)
     set_determinism(config.trainer.deterministic)
     device, cache = build_device(config.trainer.accelerator, ranks), Cache(cache_root(config.paths.cache))
@@ -226,6 +232,7 @@ def build_training_run(
         parent=parent,
         packed=in_a_pack(),
         devices=ranks.size,
+        libraries=[EXTRAS[config.optim.optimizer][0]] if config.optim.optimizer in EXTRAS else [],
     )
     resume_step = resume[1] if resume else None
     tracker = build_tracker(config.tracking, run_dir.name, config.experiment, resolved, run_dir, resume_step)

@@ -9,7 +9,7 @@ from boothlab.files import shown
 from boothlab.progress import Reporter
 
 if TYPE_CHECKING:
-    from boothlab.diffusion.formats.adapter import Adapter
+    from boothlab.diffusion.formats.adapter import Adapter, Layer
     from boothlab.diffusion.formats.architecture import Architecture
 
 FORMATS = ("peft", "diffusers", "kohya", "cloneofsimo")
@@ -25,10 +25,11 @@ USAGE = "boothlab convert FILE [to=FORMAT] [key=value …]"
 ABOUT = (
     "What an adapter holds and, with to=, the same adapter for another tool. Numbers and alphas stay as they are,\n"
     "bit for bit; every file is read back and compared before it is put in its place. FILE is a .safetensors file\n"
-    "of any of the formats, a folder that PEFT wrote, or a run folder."
+    "of any of the formats, a folder that PEFT wrote, or a run folder. LoRA goes into every format, DoRA into all\n"
+    "but cloneofsimo's, LoHa and LoKr into peft and kohya (there under LyCORIS' names)."
 )
 EXAMPLES = (
-    ("boothlab convert photo_lora.safetensors", "format, ranks, alphas, networks and layers, precision, model"),
+    ("boothlab convert photo_lora.safetensors", "format, kind, ranks, alphas, layers, precision, model"),
     ("boothlab convert outputs/train/RUN to=kohya", "for A1111 and ComfyUI"),
     ("boothlab convert civitai.safetensors to=diffusers out=plain.safetensors", "for load_lora_weights"),
     ("boothlab convert wrapped.safetensors to=diffusers repair=true", "with names that loaders know"),
@@ -67,7 +68,7 @@ def _convert(source: Path, to: str | None, values: dict[str, str], repair: bool)
     path = find_adapter(source)
     base = values.get("base") or _own_base(read_metadata(path))
     architecture = architecture_of(base) if base else None
-    adapter = read_adapter(path, architecture, repair=repair, prefix=values.get("prefix"))
+    adapter = read_adapter(path, architecture, repair=repair, prefix=values.get("prefix"), products=True)
     refuse_zero(adapter, path)
     nearest = (architecture,) if architecture else recognise(adapter.layers())
     print("\n".join(_summary(path, adapter, nearest, checked=architecture is not None or len(nearest) == 1)))
@@ -117,10 +118,11 @@ def _summary(path: Path, adapter: "Adapter", nearest: tuple["Architecture", ...]
     size = sum(file.stat().st_size for file in files)
     counted = {component: len(layers) for component, layers in adapter.components.items()}
     names = " or ".join(one.version or one.name for one in nearest) or "not recognised; names and shapes are unchecked"
-    convolutions = sum(layer.down.ndim == 4 and layer.down.shape[2:] != (1, 1) for _, _, layer in adapter.layers())
+    convolutions = sum(_kernel(*one, nearest) not in ((), (1, 1)) for one in adapter.layers())
     rows = {
         "file": shown(path),
         "format": adapter.format,
+        "kind": _kinds(adapter),
         "model": f"{names}{' (every layer found, shapes fit)' if checked else ''}",
         "layers": ", ".join(f"{component} {count}" for component, count in counted.items())
         + (f" ({convolutions} of them convolutions)" if convolutions else ""),
@@ -134,6 +136,23 @@ def _summary(path: Path, adapter: "Adapter", nearest: tuple["Architecture", ...]
         "size": f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB",
     }
     return [f"{name:<7}  {value}" for name, value in rows.items() if value]
+
+
+def _kernel(component: str, path: str, layer: "Layer", nearest: tuple["Architecture", ...]) -> tuple[int, ...]:
+    """The size of a convolution's kernel, empty of a linear layer; of a LoHa or LoKr only the model's shapes say it."""
+    if "down" in layer.tensors:
+        return tuple(layer.tensors["down"].shape[2:])
+    return next((one.shapes[component][path][2:] for one in nearest if path in one.shapes.get(component, {})), ())
+
+
+def _kinds(adapter: "Adapter") -> str:
+    """`LoRA`, or `DoRA (unet), LoRA (text_encoder)` where the networks differ."""
+    from boothlab.diffusion.formats.layers import NAMES
+
+    found = {component: NAMES[next(iter(held.values())).variant] for component, held in adapter.components.items()}
+    if len(set(found.values())) < 2:
+        return next(iter(found.values()), "")
+    return ", ".join(f"{name} ({component})" for component, name in found.items())
 
 
 def _counted(counts: dict[str, int]) -> str:

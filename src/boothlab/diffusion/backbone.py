@@ -48,8 +48,10 @@ class Backbone:
 
     #: the words of `diffusion/learned_words.py`, if there are any
     learned: Any = None
-    #: whether weights of the networks themselves were changed
+    #: whether the networks themselves were changed
     altered = False
+    #: how the UNet was compiled; empty if it was not
+    compiled = ""
 
     def __init__(self, pipeline: Any, name: str, resolution: int, device: torch.device, dtype: torch.dtype):
         self.pipeline, self.name, self.resolution, self.device, self.dtype = pipeline, name, resolution, device, dtype

@@ -12,19 +12,19 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from boothlab.diffusion.backbone import Backbone, first_line
+from boothlab.diffusion.formats.adapter import low_rank
 from boothlab.diffusion.formats.architecture import of_backbone
 from boothlab.diffusion.formats.container import peft_files, safetensors_bytes
 from boothlab.diffusion.formats.diffusers_format import FILE_NAME, METADATA_KEY
-from boothlab.diffusion.formats.inject import add_words, inject
+from boothlab.diffusion.formats.inject import add_words, inject, inject_products
+from boothlab.diffusion.formats.products import ProductWeights
 from boothlab.diffusion.formats.read import read_adapter, refuse_zero
 from boothlab.diffusion.learned_words import shed_words
 from boothlab.diffusion.variants import (
-    load_variant,
     lycoris_layers,
     lycoris_state,
     magnitudes,
     peft_config,
-    read_variant,
     shed_variants,
     start_lycoris,
     variant_metadata,
@@ -255,22 +255,26 @@ def load_adapter(
     components = {"unet": backbone.unet, **backbone.text_encoders}
     adapter = f"{ADAPTER}_{len(beside)}" if beside else ADAPTER
     layers = [layer for module in components.values() for layer in lora_layers(module).values()]
-    if any(set(layer.lora_A) - set(beside) for layer in layers):
+    foreign = any(set(layer.lora_A) - set(beside) for layer in layers)
+    if foreign or any(lycoris_layers(module) for module in components.values()):
         raise UserError(
             f"{shown(path)}: the backbone {backbone.name} carries an adapter already; load a fresh backbone"
         )
-    if said := read_variant(path):
-        _load_variant(backbone, path, said, (unet_scale, text_encoder_scale), beside)
-        return adapter
     try:
-        weights = read_adapter(path, of_backbone(backbone))
+        weights = read_adapter(path, of_backbone(backbone), products=True)
+        if beside and weights.variants.keys() - {"lora"}:
+            raise UserError(f"{shown(path)}: a DoRA, LoHa or LoKr goes with no other adapter; load it alone")
         if weights.is_zero and "boothlab" in weights.metadata:
             log.warning("%s: the adapter's update is zero; images will be the bare backbone's", shown(path))
         else:
             refuse_zero(weights, path)
         with quiet_libraries(), torch.random.fork_rng(devices=[]):  # peft and new words draw their starts from it
             for component, held in weights.components.items():
-                inject(backbone, component, held, adapter)
+                products = {name: layer for name, layer in held.items() if isinstance(layer, ProductWeights)}
+                if products:
+                    inject_products(backbone, component, products)
+                else:
+                    inject(backbone, component, low_rank(held), adapter)
             add_words(backbone, weights.embeddings, path)
     except Exception as error:
         shed_adapters(backbone)
@@ -282,17 +286,7 @@ def load_adapter(
         for layer in lora_layers(module).values():
             layer.set_adapter([name for name in (*beside, adapter) if name in layer.lora_A])
             layer.set_scale(adapter, scale)
+        for product in lycoris_layers(module).values():
+            product.set_scale(adapter, scale)
         module.requires_grad_(False).eval()  # layers that were just added come in train mode
     return adapter
-
-
-def _load_variant(
-    backbone: Backbone, path: Path, said: Mapping[str, Any], scales: tuple[float, float], beside: Sequence[str]
-) -> None:
-    if beside or any(lycoris_layers(module) for module in (backbone.unet, *backbone.text_encoders.values())):
-        raise UserError(f"{shown(path)}: a DoRA, LoHa or LoKr goes with no other adapter; load it alone")
-    try:
-        load_variant(backbone, path, said, *scales)
-    except UserError:
-        shed_adapters(backbone)
-        raise

@@ -1,11 +1,10 @@
-"""Adapters beyond plain LoRA, through peft: DoRA, LoHa and LoKr. Attach them, save them under others' names, load back.
+"""Adapters beyond plain LoRA, through peft: DoRA, LoHa and LoKr. Attach them, and save them under others' names.
 
 rsLoRA is no form of its own: its scale alpha / √rank is written as the alpha of a plain LoRA (`plain_alpha`).
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,18 +13,13 @@ from peft import LoraConfig as PeftLoraConfig
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lycoris_utils import LycorisLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from boothlab.diffusion.backbone import Backbone
-from boothlab.errors import UserError
-from boothlab.files import shown
 from boothlab.seeding import Stream, generator
 
 ADAPTER = "boothlab"
 VARIANT_KEY = "boothlab_variant"
-"""Metadata of an adapter file that says how to attach it again."""
+"""Metadata of an adapter file: the kind, rank and alpha of each component, to the last digit."""
 _ZERO_AT_START = ("hada_w2_b", "lokr_w1", "lokr_w1_a")
 """One factor of each update starts at zero, as in peft, so that the update does."""
 _PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te_", "text_encoder_2": "lora_te2_"}
@@ -137,7 +131,7 @@ def magnitudes(components: Mapping[str, nn.Module]) -> dict[str, Tensor]:
 
 
 def variant_metadata(components: Mapping[str, nn.Module]) -> dict[str, str]:
-    """What `load_variant` needs: the form, and for each component rank, alpha and targets. Empty for plain LoRA."""
+    """The kind and for each component rank, alpha and targets, which LyCORIS' keys leave out. Empty for plain LoRA."""
     said: dict[str, Any] = {}
     for component, module in components.items():
         variant = variant_of(module)
@@ -159,57 +153,3 @@ def shed_variants(module: nn.Module) -> None:
     if hasattr(module, "peft_config"):
         del module.peft_config
         setattr(module, "_hf_peft_config_loaded", False)  # noqa: B010  # a plain flag, which nn.Module has no type for
-
-
-def read_variant(path: Path) -> dict[str, Any] | None:
-    """What a file of a variant says of itself; None for any other file, readable or not."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            said = json.loads((file.metadata() or {}).get(VARIANT_KEY, "null"))
-    except (SafetensorError, OSError, ValueError, RecursionError):
-        return None
-    return said if isinstance(said, dict) and said else None
-
-
-def load_variant(backbone: Backbone, path: Path, said: Mapping[str, Any], unet_scale: float, text_scale: float) -> None:
-    """Attach a DoRA, LoHa or LoKr of `read_variant` with the numbers of its file, frozen, at a scale.
-
-    Raises UserError unless each tensor of the file finds its place; the backbone may then be half changed.
-    """
-    components = {"unet": backbone.unet, **backbone.text_encoders}
-    tensors = load_file(path)
-    try:
-        for component, one in said.items():
-            module: Any = components[component]
-            settings = peft_config(str(one["variant"]), int(one["rank"]), float(one["alpha"]), 0.0, one["targets"])
-            with torch.random.fork_rng(devices=[]):
-                module.add_adapter(settings, adapter_name=ADAPTER)
-            _fill(component, module, tensors, backbone.is_sdxl)
-            start = unet_scale if component == "unet" else text_scale
-            for layer in module.modules():
-                if isinstance(layer, LoraLayer | LycorisLayer):
-                    layer.set_scale(ADAPTER, start)
-            module.requires_grad_(False).eval()
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise UserError(f"{shown(path)}: does not fit the backbone {backbone.name} ({error})") from error
-    if tensors:
-        lost = ", ".join(shown(key) for key in sorted(tensors)[:3])
-        raise UserError(f"{shown(path)}: {len(tensors)} tensors found no layer of {backbone.name}, such as {lost}")
-
-
-def _fill(component: str, module: nn.Module, tensors: dict[str, Tensor], is_sdxl: bool) -> None:
-    """Move the file's numbers into a component's layers; takes what it used out of `tensors`."""
-    kinds = ("lora_A", "lora_B") if component == "unet" else ("lora_linear_layer.down", "lora_linear_layer.up")
-    names = {"lora_A": f"{kinds[0]}.weight", "lora_B": f"{kinds[1]}.weight"}
-    if component != "unet":
-        names["lora_magnitude_vector"] = "lora_magnitude_vector.weight"
-    prefix = component if component == "unet" or hasattr(module, "text_model") else f"{component}.text_model"
-    for name, layer in module.named_modules():
-        if not isinstance(layer, LoraLayer | LycorisLayer):
-            continue
-        lycoris = isinstance(layer, LycorisLayer)
-        key = _name_in_file(component, module, name, is_sdxl) if lycoris else f"{prefix}.{name}"
-        tensors.pop(f"{key}.alpha", None)
-        for kind, factor in _factors(layer).items():
-            value = tensors.pop(f"{key}.{names.get(kind, kind)}")
-            factor.data = value.to(factor.device, torch.float32).reshape(factor.shape)

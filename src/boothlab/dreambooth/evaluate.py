@@ -88,6 +88,7 @@ class BaseSamples:
         """The images [N, 3, H, W] uint8, drawn now or taken from the cache."""
         backbone = sampler.backbone
         upcast = {} if backbone.unet.dtype == backbone.dtype else {"unet": str(backbone.unet.dtype)}
+        upcast |= {"compiled": backbone.compiled} if backbone.compiled else {}
         key = {
             "weights": dict(self.identity),
             "sampler": asdict(sampler.settings),

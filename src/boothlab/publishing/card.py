@@ -1,16 +1,20 @@
 """The model card: front matter as the hub reads it, and a page for people. Every text of the run is escaped."""
 
-import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from boothlab.publishing.evaluation import evaluation, label_of
 from boothlab.publishing.facts import Facts, Score
+from boothlab.publishing.licences import is_hub_id
+from boothlab.publishing.markup import code, counted, fenced, table
+from boothlab.publishing.usage import Published, usage
 from boothlab.reporting.markdown import escape, number
 
 MARK = "<!-- written by boothlab publish -->"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_FORMS = {"dora": "DoRA", "loha": "LoHa", "lokr": "LoKr"}
+"""Forms of an adapter that go by a name of their own; rsLoRA is a LoRA of another alpha."""
 
 
 def front_matter(facts: Facts, images: Sequence[tuple[str, str]]) -> ModelCardData:
@@ -18,7 +22,7 @@ def front_matter(facts: Facts, images: Sequence[tuple[str, str]]) -> ModelCardDa
 
     `images` are (prompt, path in the folder) of the gallery.
     """
-    known = _HUB_ID.fullmatch(facts.base) is not None
+    known = is_hub_id(facts.base)
     results = [
         EvalResult(
             task_type="text-to-image",
@@ -26,13 +30,14 @@ def front_matter(facts: Facts, images: Sequence[tuple[str, str]]) -> ModelCardDa
             dataset_name=f"{len({prompt for prompt, _ in facts.samples})} evaluation prompts of the run",
             metric_type=score.name,
             metric_name=_label(score, facts),
-            metric_value=round(score.last, 6),
+            metric_value=round(score.value, 6),
         )
         for score in facts.scores
-        if score.last is not None and score.last == score.last
+        if score.value is not None and score.value == score.value
     ]
     return ModelCardData(
         base_model=facts.base if known else None,
+        base_model_relation=("finetune" if facts.networks else "adapter") if known else None,
         license=facts.licence or "other",
         license_link=None if facts.licence or not facts.licence_link else facts.licence_link,
         library_name="diffusers",
@@ -46,8 +51,14 @@ def front_matter(facts: Facts, images: Sequence[tuple[str, str]]) -> ModelCardDa
 
 
 def _tags(facts: Facts) -> list[str]:
+    """As diffusers' own training scripts tag what they publish."""
     kind = ["stable-diffusion-xl"] if facts.is_sdxl else [] if facts.base == "dollhouse" else ["stable-diffusion"]
-    return ["text-to-image", "diffusers", "lora", "dreambooth", "diffusers-training", *kind, "boothlab"]
+    what = [
+        *(["lora"] if facts.variant else []),
+        *(["textual_inversion"] if facts.word else []),
+        *(["dreambooth"] if facts.variant or facts.networks else []),
+    ]
+    return ["text-to-image", "diffusers", *what, "diffusers-training", *kind, "boothlab"]
 
 
 def _label(score: Score, facts: Facts) -> str:
@@ -58,20 +69,25 @@ def _label(score: Score, facts: Facts) -> str:
 
 
 def card_text(
-    facts: Facts, files: Sequence[tuple[str, str]], images: Sequence[tuple[str, str]], grid: str | None
+    facts: Facts,
+    files: Sequence[Published],
+    images: Sequence[tuple[str, str]],
+    grid: str | None,
+    repo: str | None = None,
 ) -> str:
-    """README.md: front matter and page. `files` are (name, what it is) of the adapter's files."""
+    """README.md: front matter and page. `files` are those of what was trained; `repo` is where it will be, if known."""
     blocks = [
         f"---\n{front_matter(facts, images).to_yaml()}\n---\n{MARK}",
         f"# {escape(facts.name)}",
         _opening(facts),
+        _which_step(facts),
         *([f"![Samples by prompt and seed]({grid})"] if grid else []),
         "## How to use it",
-        *_usage(facts, files),
+        *usage(facts, files, repo),
         "## How it was trained",
         _training(facts),
-        _table(["setting", "value"], [[name, escape(value)] for name, value in facts.settings.items()]),
-        *_evaluation(facts),
+        table(["setting", "value"], [[name, escape(value)] for name, value in facts.settings.items()]),
+        *evaluation(facts),
         "## Make it again",
         _again(facts),
         "## Limits and licence",
@@ -81,132 +97,80 @@ def card_text(
 
 
 def _opening(facts: Facts) -> str:
-    token = f" Its word is {_code(facts.token)}; prompts say {_code(f'{facts.token} {facts.class_noun}')}."
-    return (
-        f"A LoRA adapter for {_base(facts)}, trained with DreamBooth on {facts.photos} "
-        f"photo{'' if facts.photos == 1 else 's'} of one {escape(facts.class_noun)}, with the prompt "
-        f"{_code(facts.instance_prompt)}.{token if facts.token else ''}"
-    )
+    """What it is, of what, and how it is called."""
+    base, photos = _base(facts), f"{counted(facts.photos, 'photo')} of one {escape(facts.class_noun)}"
+    prompt = f"with the prompt {code(facts.instance_prompt)}"
+    adapter = f"{_FORMS.get(facts.variant or '', 'LoRA')} adapter"
+    if facts.word is None:
+        what = f"A {adapter} for {base}"
+        if facts.networks:
+            encoders = " and the text encoder" + ("s" if len(facts.networks) > 2 else "")
+            what = f"Every weight of the UNet{encoders if len(facts.networks) > 1 else ''} of {base}"
+        said = f"{what}, trained with DreamBooth on {photos}, {prompt}."
+        word = facts.token
+    else:
+        word = facts.word.placeholder
+        vectors = f"a new word of {counted(facts.word.vectors, 'vector')}"
+        said = f"Textual inversion for {base}: {vectors}, learned from {photos}, {prompt}."
+        if facts.variant:
+            said = f"Pivotal tuning of {base}: {vectors}, then a {adapter}, learned from {photos}, {prompt}."
+    return f"{said} Its word is {code(word)}; prompts say {code(f'{word} {facts.class_noun}')}." if word else said
 
 
 def _base(facts: Facts) -> str:
-    if _HUB_ID.fullmatch(facts.base):
+    if is_hub_id(facts.base):
         return f"[{escape(facts.base)}](https://huggingface.co/{facts.base})"
     if facts.base == "dollhouse":
         return "boothlab's built-in miniature model (it ships with the package; it is no Stable Diffusion)"
     return f"a local copy of {escape(facts.base_name)}"
 
 
-def _code(text: str) -> str:
-    """Text as code, with a fence that is longer than any run of backticks in it."""
-    line = " ".join(text.split())
-    longest = max((len(run) for run in re.findall(r"`+", line)), default=0)
-    fence = "`" * (longest + 1)
-    pad = " " if line.startswith("`") or line.endswith("`") else ""
-    return f"{fence}{pad}{line}{pad}{fence}"
-
-
-def _usage(facts: Facts, files: Sequence[tuple[str, str]]) -> list[str]:
-    names = dict(files)
-    blocks = [_table(["file", "for"], [[_code(name), escape(what)] for name, what in files])]
-    prompt = facts.samples[0][0] if facts.samples else facts.instance_prompt
-    if "pytorch_lora_weights.safetensors" in names:
-        base = repr(facts.base) if _HUB_ID.fullmatch(facts.base) else "BASE_MODEL"
-        said = "" if base != "BASE_MODEL" else "BASE_MODEL = …  # the folder of the base model\n"
-        if facts.base == "dollhouse":
-            said = "from boothlab.diffusion.backbone import DOLLHOUSE\nBASE_MODEL = DOLLHOUSE / 'pipeline'\n"
-        size = f", height={facts.resolution}, width={facts.resolution}"
-        code = (
-            "from diffusers import AutoPipelineForText2Image\n"
-            f"{said}pipeline = AutoPipelineForText2Image.from_pretrained({base})\n"
-            "pipeline.load_lora_weights('.', weight_name='pytorch_lora_weights.safetensors')  # this folder or hub id\n"
-            f"image = pipeline({prompt!r}{size}).images[0]"
+def _which_step(facts: Facts) -> str:
+    choice = facts.choice
+    of = f"step {choice.step}" + ("" if choice.is_last else f" of {choice.last}")
+    why = "the last of the run" if choice.is_last else "as its publisher chose"
+    if choice.best_by is not None:
+        best = next((score for score in facts.scores if score.name == choice.best_by), None)
+        why = f"the best of the {len(facts.scored_steps)} scored steps by {escape(label_of(facts, choice.best_by))}"
+        why += f", {number(best.value)}" if best else ""
+        if best and not choice.is_last and best.last is not None:
+            why += f" (step {facts.last_scored}, the last, has {number(best.last)})"
+    said = f"These files are from {of}: {why}."
+    if choice.words_alone:
+        said += (
+            f" The adapter of the run begins to learn after step {choice.starts_after}, so that at this one there is "
+            "the word alone."
         )
-        blocks.append(f"With diffusers:\n\n{_fenced(code, 'python')}")
-    kohya = next((name for name in names if name.endswith("_kohya.safetensors")), None)
-    if kohya and facts.base == "dollhouse":
-        blocks.append(f"{_code(kohya)} shows the format of A1111 and ComfyUI; neither can load the miniature itself.")
-    elif kohya:
-        tag = f"<lora:{kohya.removesuffix('.safetensors')}:1>"
-        blocks.append(
-            f"With A1111: put {_code(kohya)} into `models/Lora` and add {_code(tag)} to the prompt. With ComfyUI: put "
-            "it into `models/loras` and use a *Load LoRA* node. Both scale it by the alpha in the file."
-        )
-    return blocks
-
-
-def _fenced(text: str, language: str) -> str:
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{text}\n{fence}"
+    return said
 
 
 def _training(facts: Facts) -> str:
-    return (
-        f"{facts.photos} photo{'' if facts.photos == 1 else 's'}, {facts.step} steps. The photos are the trainer's and "
-        "are not part of this repository."
-        if not any("photos/" in note for note in facts.notes)
-        else f"{facts.photos} photos, {facts.step} steps. The photos lie in `photos/`; their licence is the trainer's."
-    )
-
-
-def _evaluation(facts: Facts) -> list[str]:
-    if not facts.scores:
-        return ["## Evaluation", "The run was not evaluated."]
-    rows = [
-        [
-            f"{escape(score.label)} {'↑' if score.higher_is_better else '↓'}",
-            number(score.last),
-            f"{number(score.best)} (step {score.best_step})" if score.best_step is not None else "–",
-            number(score.floor),
-            number(score.ceiling),
-        ]
-        for score in facts.scores
-    ]
-    images = next((score.counts for score in facts.scores if score.counts), "")
-    lines = [
-        "## Evaluation",
-        f"At step {facts.step}, the published one"
-        + (f" ({escape(images)})" if images else "")
-        + ". The floor is the base model without the adapter on the same prompts and seeds; the ceiling is the photos "
-        "compared among themselves, which a copy of them would reach. ↑ higher is better, ↓ lower.",
-        _table(["score", f"last (step {facts.step})", "best", "floor", "ceiling"], rows),
-    ]
-    if any(score.name == "dino" and score.ceiling and (score.last or 0) > score.ceiling for score in facts.scores):
-        lines.append("**DINO is above its ceiling: the adapter may be copying the photos.**")
-    if facts.suffix:
-        lines.append(
-            f"These scores are by the {escape(facts.suffix)} encoders. They are not the published CLIP-I, CLIP-T and "
-            "DINO, and compare only with scores by the same encoders."
-        )
-    definitions = [
-        [escape(score.label), escape(score.what), escape("; ".join(filter(None, [_how(score), score.counts])) or "–")]
-        for score in facts.scores
-    ]
-    return [
-        *lines,
-        "How each is measured:",
-        _table(["score", "what it is", "encoder, preprocessing, counts"], definitions),
-    ]
-
-
-def _how(score: Score) -> str:
-    return "; ".join(score.how.values())
+    steps = counted(facts.step, "step") if facts.choice.is_last else f"{facts.step} of {facts.choice.last} steps"
+    if any("photos/" in note for note in facts.notes):
+        where = "The photos lie in `photos/`; their licence is the trainer's."
+    else:
+        where = "The photos are the trainer's and are not part of this repository."
+    averaged = "The files hold the moving average of what was trained, which is what was evaluated."
+    ema = f" {averaged}" if "moving average" in facts.settings else ""
+    return f"{counted(facts.photos, 'photo')}, {steps}. {where}{ema}"
 
 
 def _again(facts: Facts) -> str:
     command = " ".join(word if "PATH" in word else shlex.quote(word) for word in facts.rerun)
     versions = ", ".join(f"{name} {value}" for name, value in facts.versions.items())
     said = " `PATH` stands for a place on the trainer's machine." if "PATH" in command else ""
-    commit = f" Code at commit {_code(facts.git_commit)}." if facts.git_commit else ""
-    return f"{_fenced(command, 'sh')}\n\nWith {escape(versions)}.{commit}{said}"
+    commit = f" Code at commit {code(facts.git_commit)}." if facts.git_commit else ""
+    step = "" if facts.choice.is_last else f" Of its checkpoints, this is the one of step {facts.step}."
+    return f"{fenced(command, 'sh')}\n\nWith {escape(versions)}.{commit}{step}{said}"
 
 
 def _limits(facts: Facts) -> str:
+    noun = facts.noun
+    article = "An" if noun[0] in "ae" else "A"
     licence = (
-        f"The adapter is a derivative of its base model, whose licence is {_code(facts.licence)}"
+        f"The {noun} is a derivative of its base model, whose licence is {code(facts.licence)}"
         + (f" ([text]({facts.licence_link}))" if facts.licence_link else "")
-        + "; its terms of use hold for the adapter and for what is made with it."
+        + f"; its terms of use hold for the {noun} and for what is made with it."
         if facts.licence
         else "The licence of the base model is not known here: look it up before you use or pass this on."
     )
@@ -216,13 +180,9 @@ def _limits(facts: Facts) -> str:
             licence,
             "The rights in the subject's photos, and in what they show, are those of the trainer or of the people in "
             "them, and are not licensed here.",
-            "An adapter of a few photos can reproduce them closely: a DINO above the ceiling says that it copies.",
+            f"{article} {noun} of a few photos can reproduce them closely: a DINO above the ceiling says that it "
+            "copies.",
             "It has the biases and gaps of its base model, and knows one subject from few sides.",
             "Do not use it to show a real person without their consent, to deceive, or to harass.",
         )
     )
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

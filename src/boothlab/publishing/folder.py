@@ -1,28 +1,20 @@
 """The folder that is published: adapter files for each tool, the card, sample images, and nothing of this machine."""
 
-import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import load_file
 
-from boothlab.diffusion.formats.adapter import Adapter
-from boothlab.diffusion.formats.architecture import Architecture, architecture_of, recognise
-from boothlab.diffusion.formats.container import safetensors_bytes
-from boothlab.diffusion.formats.convert import convert
-from boothlab.diffusion.formats.diffusers_format import FILE_NAME
-from boothlab.diffusion.formats.read import read_adapter, refuse_zero
-from boothlab.diffusion.lora import find_adapter, read_metadata
 from boothlab.errors import UserError
-from boothlab.files import atomic_directory, sha256_file, shown, write_bytes, write_text
+from boothlab.files import atomic_directory, sha256_file, shown, write_text
 from boothlab.images.grid import build_grid, save_png
 from boothlab.images.load import load_image
+from boothlab.progress import Reporter
 from boothlab.publishing.card import MARK, card_text
 from boothlab.publishing.facts import Facts, read_facts
-from boothlab.publishing.privacy import public_settings, told_by
+from boothlab.publishing.privacy import told_by
+from boothlab.publishing.products import write_products
+from boothlab.publishing.weights import header_text
 
 GALLERY = 8
 """Images in the hub's gallery: as many prompts, one each."""
@@ -35,26 +27,37 @@ def build_folder(
     base_model: str | None = None,
     licence: str | None = None,
     photos: bool = False,
+    checkpoint: str = "last",
+    best_by: str | None = None,
+    repo: str | None = None,
+    reporter: Reporter | None = None,
 ) -> tuple[Facts, list[Path]]:
-    """Write the folder for a finished run, replacing one that this wrote before; returns its facts and files.
+    """Write the folder for one step of a finished run, replacing one that this wrote before; returns facts and files.
 
-    Raises UserError for a run that cannot be published, and when a text would give this machine away.
+    Raises UserError for a run or a step that cannot be published, and when a text would give this machine away.
     """
-    run, facts = read_facts(run_dir, base_model, licence)
+    run, facts = read_facts(run_dir, base_model, licence, checkpoint, best_by)
     if out.exists() and not _is_ours(out):
         raise UserError(f"out={shown(out)}: is there and was not written by this command; name another folder")
     with atomic_directory(out, replace=True) as folder:
-        files = _adapter_files(run_dir, facts, folder)
+        files = write_products(facts, folder, reporter or Reporter(quiet=True))
         if photos:
             _copy_photos(run.manifest, folder)
             facts.notes.append("photos/")
         gallery = _gallery(facts, folder)
         grid = _grid(facts, folder)
-        text = card_text(facts, files, gallery, grid)
-        if told := told_by(text, run_dir):
-            raise UserError(f"run={shown(run_dir)}: the card would tell {' and '.join(told)}; rename what says it")
-        write_text(folder / "README.md", text)
+        write_text(folder / "README.md", card_text(facts, files, gallery, grid, repo))
+        _refuse_told(folder, run_dir)
     return facts, sorted(path for path in out.rglob("*") if path.is_file())
+
+
+def _refuse_told(folder: Path, run_dir: Path) -> None:
+    """Raise UserError when the card, a config or what stands in a file of weights would give this machine away."""
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".md", ".json", ".safetensors")):
+        text = header_text(path) if path.suffix == ".safetensors" else path.read_text(encoding="utf-8")
+        if told := told_by(text, run_dir):
+            what = "the card" if path.name == "README.md" else shown(path.relative_to(folder).as_posix())
+            raise UserError(f"run={shown(run_dir)}: {what} would tell {' and '.join(told)}; rename what says it")
 
 
 def _is_ours(out: Path) -> bool:
@@ -63,45 +66,6 @@ def _is_ours(out: Path) -> bool:
     if not out.is_dir():
         return False
     return not any(out.iterdir()) or (card.is_file() and MARK in card.read_text(encoding="utf-8", errors="replace"))
-
-
-def _adapter_files(run_dir: Path, facts: Facts, folder: Path) -> list[tuple[str, str]]:
-    """(name, what it is) of the adapter's files, written with settings that name no places."""
-    path = find_adapter(run_dir)
-    metadata = {"boothlab": json.dumps(public_settings(read_metadata(path)), sort_keys=True)}
-    try:
-        adapter = read_adapter(path)
-    except UserError:  # DoRA and the like: no other tool's format holds them
-        write_bytes(folder / path.name, safetensors_bytes(load_file(path), {"format": "pt", **_own(path), **metadata}))
-        return [(path.name, "boothlab, and tools that know this kind of adapter")]
-    adapter = dataclasses.replace(adapter, metadata=metadata)
-    refuse_zero(adapter, path)
-    architecture = _architecture(facts, adapter)
-    kohya = f"{_plain_name(facts)}_kohya.safetensors"
-    convert(adapter, "diffusers", folder / FILE_NAME, architecture)
-    convert(adapter, "kohya", folder / kohya, architecture)
-    return [(FILE_NAME, "diffusers (load_lora_weights) and boothlab"), (kohya, "A1111, ComfyUI, kohya's scripts")]
-
-
-def _own(path: Path) -> dict[str, str]:
-    """What a loader needs of a file's metadata to know its kind."""
-    with safe_open(path, framework="pt") as file:
-        found: dict[str, str] = file.metadata() or {}
-    return {key: value for key, value in found.items() if key != "boothlab"}
-
-
-def _plain_name(facts: Facts) -> str:
-    """A file's name of the run's, fit for a prompt's <lora:NAME:1>."""
-    return "".join(char if char.isalnum() or char in "-_" else "-" for char in facts.name)[:80] or "adapter"
-
-
-def _architecture(facts: Facts, adapter: Adapter) -> Architecture | None:
-    """The run's, where it can be known without the network: the miniature's, or a known one that the layers fit."""
-    if facts.base == "dollhouse":
-        return architecture_of("dollhouse")
-    near = recognise(adapter.layers())
-    named = next((one for one in near if one.name == facts.base_name), None)
-    return named or (near[0] if len(near) == 1 else None)
 
 
 def _gallery(facts: Facts, folder: Path) -> list[tuple[str, str]]:

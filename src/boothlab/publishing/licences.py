@@ -1,5 +1,7 @@
 """The licence that an adapter of a base model comes under, as far as it is known."""
 
+import re
+
 OPENRAIL = ("creativeml-openrail-m", "https://huggingface.co/spaces/CompVis/stable-diffusion-license")
 OPENRAIL_PLUS = ("openrail++", "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/blob/main/LICENSE.md")
 KNOWN = {
@@ -19,3 +21,8 @@ KNOWN = {
 def licence_of(base: str) -> tuple[str, str] | None:
     """The hub's name of a base model's licence and its address; None when it is not known here."""
     return KNOWN.get(base.lower())
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a model's source is a name of the hub: `user/name`."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None

@@ -46,7 +46,10 @@ def upload(folder: Path, repo: str, *, private: bool = True, api: Any = None) ->
                 f"repo={shown(repo)}: is there already and public; say private=false to upload all the same"
             )
         done = api.upload_folder(
-            repo_id=repo, folder_path=str(folder), repo_type="model", commit_message="Publish an adapter with boothlab"
+            repo_id=repo,
+            folder_path=str(folder),
+            repo_type="model",
+            commit_message=f"Publish {repo.split('/')[1]} with boothlab",
         )
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from boothlab.tracking.provenance import code_state, machine, numerics, package_versions
+from boothlab.tracking.provenance import OPTIONAL, code_state, machine, numerics, package_versions
 
 ABSENT = "none"
 NUMERIC_LIBRARIES = frozenset(
     {"torch", "diffusers", "transformers", "peft", "pytorch-lightning", "torchmetrics", "accelerate", "numpy", "pillow"}
-)
+) | set(OPTIONAL)
 """Libraries whose version can change how a number is rounded."""
 _MACHINE = {
     "device": "device",
@@ -56,7 +56,7 @@ def here(device: str, devices: int = 1) -> dict[str, Any]:
     `devices` is how many share the run.
     """
     return {
-        "versions": package_versions(),
+        "versions": package_versions(OPTIONAL),
         "machine": machine(device),
         "numerics": numerics(devices=devices),
         "git": code_state(),

@@ -127,6 +127,7 @@ def write_manifest(
     parent: Mapping[str, Any] | None = None,
     packed: bool = False,
     devices: int = 1,
+    libraries: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write manifest.json before the first step and return what was written.
 
@@ -135,9 +136,10 @@ def write_manifest(
     the adapter that is scored. `command` is the command line, `device` a torch device such as "cpu" or "cuda:0".
     `not_hashed` are the keys that `config_hash` was made without. `scored` is the config of the run whose adapter is
     scored, `parent` the run that this one repeats or was forked from, `packed` whether it shares its networks' batches
-    with other jobs, `devices` how many shared its own. The environment is not written, but for the workspace setting
-    of cuBLAS, and whatever looks like a key or token is redacted. If the folder has a manifest already (a resumed or
-    repeated run), that attempt is kept as one entry of `earlier_attempts`.
+    with other jobs, `devices` how many shared its own, `libraries` what it uses of `provenance.OPTIONAL`. The
+    environment is not written, but for the workspace setting of cuBLAS, and whatever looks like a key or token is
+    redacted. If the folder has a manifest already (a resumed or repeated run), that attempt is kept as one entry of
+    `earlier_attempts`.
     """
     manifest: dict[str, Any] = {
         "format": FORMAT,
@@ -157,7 +159,7 @@ def write_manifest(
         "parent": None if parent is None else redact(plain(parent)),
         "command": redact_command(command),
         "working_directory": redact_text(Path.cwd().as_posix()),
-        "versions": package_versions(),
+        "versions": package_versions(libraries),
         "machine": machine(device),
         "numerics": numerics(packed, devices),
         "git": code_state(),

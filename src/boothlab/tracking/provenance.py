@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,17 @@ _PACKAGES = (
 )
 
 
-def package_versions() -> dict[str, str]:
-    """The installed version of boothlab and of every package that can change a result; missing ones are left out."""
+OPTIONAL = ("bitsandbytes", "prodigyopt", "schedulefree")
+"""Packages of extras that can change a result of those runs that use them."""
+
+
+def package_versions(optional: Sequence[str] = ()) -> dict[str, str]:
+    """The installed version of boothlab and of every package that can change a result; missing ones are left out.
+
+    `optional` are those of OPTIONAL that the run uses: of the others a version says nothing.
+    """
     versions = {"boothlab": boothlab.__version__}
-    for name in _PACKAGES:
+    for name in (*_PACKAGES, *optional):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

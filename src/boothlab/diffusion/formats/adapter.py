@@ -1,4 +1,4 @@
-"""What an adapter is, whatever its file looked like: down, up and alpha of each layer, under one set of names."""
+"""What an adapter is, whatever its file looked like: each layer's matrices and alpha, under one set of names."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -7,19 +7,28 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from boothlab.diffusion.formats.products import HadamardWeights, KroneckerWeights
+
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """One layer's update: W + alpha / rank * up @ down.
+    """One layer's update: W' = W + alpha / rank * up @ down, and of a DoRA W' · magnitude / ‖W'‖, row by row.
 
-    `down` is [rank, in] or, of a convolution, [rank, in, kh, kw]; `up` is [out, rank] or [out, rank, 1, 1].
+    `down` is [rank, in] or, of a convolution, [rank, in, kh, kw]; `up` is [out, rank] or [out, rank, 1, 1];
+    `magnitude` is [out], None for a plain LoRA.
     """
 
     down: Tensor
     up: Tensor
     alpha: float
+    magnitude: Tensor | None = None
+
+    @property
+    def variant(self) -> str:
+        """lora or dora."""
+        return "lora" if self.magnitude is None else "dora"
 
     @property
     def rank(self) -> int:
@@ -27,8 +36,14 @@ class LayerWeights:
         return int(self.down.shape[0])
 
     @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Its numbers by name."""
+        extra = {} if self.magnitude is None else {"magnitude": self.magnitude}
+        return {"down": self.down, "up": self.up, **extra}
+
+    @property
     def is_zero(self) -> bool:
-        """Whether it changes nothing."""
+        """Whether it adds nothing; a DoRA's magnitudes are then those that training started from."""
         return self.alpha == 0 or not bool(self.up.any()) or not bool(self.down.any())
 
     def folded(self) -> "LayerWeights":
@@ -37,6 +52,10 @@ class LayerWeights:
             return self
         up = (self.up.double() * (self.alpha / self.rank)).to(self.up.dtype)
         return replace(self, up=up, alpha=float(self.rank))
+
+
+Layer = LayerWeights | HadamardWeights | KroneckerWeights
+"""One layer's update, of any kind."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +67,22 @@ class Adapter:
     words of a textual inversion that came with it, [width] or [vectors, width]. `metadata` is what its file said.
     """
 
-    components: Mapping[str, Mapping[str, LayerWeights]]
+    components: Mapping[str, Mapping[str, Layer]]
     embeddings: Mapping[str, Tensor] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     format: str = ""
     notes: tuple[str, ...] = ()
 
-    def layers(self) -> Iterator[tuple[str, str, LayerWeights]]:
+    def layers(self) -> Iterator[tuple[str, str, Layer]]:
         """(component, module, weights) of each layer, in a fixed order."""
         for component in COMPONENTS:
             for path, layer in sorted(self.components.get(component, {}).items()):
                 yield component, path, layer
+
+    @property
+    def variants(self) -> Counter[str]:
+        """How many layers are of each kind: lora, dora, loha, lokr."""
+        return Counter(layer.variant for _, _, layer in self.layers())
 
     @property
     def ranks(self) -> Counter[int]:
@@ -73,7 +97,7 @@ class Adapter:
     @property
     def dtypes(self) -> tuple[str, ...]:
         """The precisions of its matrices, as `float16`."""
-        found = {str(value.dtype) for _, _, layer in self.layers() for value in (layer.down, layer.up)}
+        found = {str(value.dtype) for _, _, layer in self.layers() for value in layer.tensors.values()}
         return tuple(sorted(name.removeprefix("torch.") for name in found))
 
     @property
@@ -87,16 +111,26 @@ def same_update(first: Adapter, second: Adapter) -> bool:
     ours, theirs = ({(c, p): w for c, p, w in one.layers()} for one in (first, second))
     if ours.keys() != theirs.keys():
         return False
-    return all(
-        weights.alpha == theirs[key].alpha
-        and _same(weights.down, theirs[key].down)
-        and _same(weights.up, theirs[key].up)
-        for key, weights in ours.items()
-    )
+    return all(_same_layer(weights, theirs[key]) for key, weights in ours.items())
+
+
+def _same_layer(first: Layer, second: Layer) -> bool:
+    if (first.variant, first.rank, first.alpha) != (second.variant, second.rank, second.alpha):
+        return False
+    ours, theirs = first.tensors, second.tensors
+    return ours.keys() == theirs.keys() and all(_same(ours[kind], theirs[kind]) for kind in ours)
 
 
 def _same(first: Tensor, second: Tensor) -> bool:
     return first.dtype == second.dtype and first.shape == second.shape and torch.equal(first, second)
+
+
+def low_rank(layers: Mapping[str, Layer]) -> dict[str, LayerWeights]:
+    """The layers for a format that holds LoRA and DoRA alone. Raises ValueError for others, to be refused before."""
+    found = {path: layer for path, layer in layers.items() if isinstance(layer, LayerWeights)}
+    if len(found) < len(layers):
+        raise ValueError("a LoHa or LoKr has no down and up matrices")
+    return found
 
 
 def plain_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ Known architectures are built without weights, on PyTorch's meta device, from th
 """
 
 import functools
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from boothlab.diffusion.architectures import KNOWN as CONFIGS
 from boothlab.diffusion.backbone import Backbone, first_line, local_folder
-from boothlab.diffusion.formats.adapter import LayerWeights, plain_shape
+from boothlab.diffusion.formats.adapter import Layer, LayerWeights, plain_shape
 from boothlab.errors import UserError
 from boothlab.files import read_json, shown
 from boothlab.quiet import quiet_libraries
@@ -44,9 +45,26 @@ class Architecture:
     def misfit(self, component: str, path: str, kind: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
         """The shape that a matrix should have (its rank taken from it) when it has another; None when it fits."""
         weight = plain_shape(self.shapes[component][path])
+        if kind == "magnitude":
+            return None if shape == weight[:1] else weight[:1]
         rank = shape[0 if kind == "down" else 1] if len(shape) > 1 else 1
         expected = (rank, *weight[1:]) if kind == "down" else (weight[0], rank)
         return None if plain_shape(shape) == expected else expected
+
+    def flat_shape(self, component: str, path: str) -> tuple[int, int]:
+        """(out, in · kh · kw) of a layer's weight."""
+        rows, *columns = self.shapes[component][path]
+        return rows, math.prod(columns)
+
+    def takes(self, component: str, path: str, layer: Layer) -> bool:
+        """Whether it has the layer, with a weight of the update's shape."""
+        if path not in self.shapes.get(component, {}):
+            return False
+        if not isinstance(layer, LayerWeights):
+            return layer.update_shape == self.flat_shape(component, path)
+        return all(
+            self.misfit(component, path, kind, tuple(value.shape)) is None for kind, value in layer.tensors.items()
+        )
 
 
 def text_path(name: str) -> str:
@@ -153,21 +171,12 @@ def architecture_of(base: str) -> Architecture:
     return of_modules(folder.name if base != "dollhouse" else base, built.pop("unet"), built)
 
 
-def recognise(layers: Iterable[tuple[str, str, LayerWeights]]) -> tuple[Architecture, ...]:
+def recognise(layers: Iterable[tuple[str, str, Layer]]) -> tuple[Architecture, ...]:
     """The known architectures that all layers fit; failing those, the nearest one if most layers fit it; else none."""
     held = list(layers)
-    counts = {name: _fitting(known_architecture(name), held) for name in KNOWN}
+    counts = {name: sum(known_architecture(name).takes(*one) for one in held) for name in KNOWN}
     most = max(counts.values(), default=0)
     if not held or most * 2 <= len(held):
         return ()
     best = [name for name, count in counts.items() if count == most]
     return tuple(known_architecture(name) for name in (best if most == len(held) else best[:1]))
-
-
-def _fitting(architecture: Architecture, layers: list[tuple[str, str, LayerWeights]]) -> int:
-    return sum(
-        path in architecture.shapes.get(component, {})
-        and architecture.misfit(component, path, "down", tuple(layer.down.shape)) is None
-        and architecture.misfit(component, path, "up", tuple(layer.up.shape)) is None
-        for component, path, layer in layers
-    )

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from boothlab.diffusion.formats.adapter import Adapter, LayerWeights
+from boothlab.diffusion.formats.adapter import Adapter, Layer, low_rank
 from boothlab.diffusion.formats.architecture import Architecture, known_architecture
 from boothlab.diffusion.formats.container import Found, RawFile, safetensors_bytes
 from boothlab.errors import UserError
@@ -135,9 +135,9 @@ def write(adapter: Adapter, metadata: Mapping[str, str], architecture: Architect
     for component, layers in adapter.components.items():
         if not layers:
             continue
-        classes = _classes_for(architecture, component, layers)
+        classes, held = _classes_for(architecture, component, layers), low_rank(layers)
         for index, path in enumerate(numbering(architecture, component, classes)):
-            layer = layers[path].folded()
+            layer = held[path].folded()
             state[f"{component}:{index}:down"], state[f"{component}:{index}:up"] = layer.down, layer.up
             said[f"{component}:{index}:rank"] = str(layer.rank)
         old_name = {"CrossAttention"} if "Attention" in classes else set()
@@ -158,7 +158,7 @@ def _old_place(path: str) -> int:
     return _OLD_ORDER.index(_BLOCK.sub("", path).split(".")[0])
 
 
-def _classes_for(architecture: Architecture, component: str, layers: Mapping[str, LayerWeights]) -> set[str]:
+def _classes_for(architecture: Architecture, component: str, layers: Mapping[str, Layer]) -> set[str]:
     """The classes whose layers are just these: the format has no way to leave one of them out."""
     held: dict[str, set[str]] = {}
     for name, path in architecture.ancestors.get(component, []):

@@ -38,12 +38,14 @@ class RawFile:
 class Found:
     """What the keys of a file say, before it is checked whether they belong together.
 
-    `matrices` maps (component, module, `down` or `up`) to the key and its tensor, `alphas` (component, module) to a
-    number. A layer without an alpha has its rank for one.
+    `matrices` maps (component, module, kind) to the key and its tensor; kinds are `down`, `up`, `magnitude` [out] and
+    the factors of `products`. `alphas` maps (component, module) to a number; a layer without an alpha has its rank for
+    one. `ranks` are those that no matrix shows.
     """
 
     matrices: dict[tuple[str, str, str], tuple[str, Tensor]] = field(default_factory=dict)
     alphas: dict[tuple[str, str], float] = field(default_factory=dict)
+    ranks: dict[tuple[str, str], int] = field(default_factory=dict)
     embeddings: dict[str, Tensor] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -56,6 +58,13 @@ class Found:
                 f"{shown(f'{place[0]}.{place[1]}')}; take one of them out"
             )
         self.matrices[place] = (key, value)
+
+    def layers(self) -> dict[tuple[str, str], dict[str, tuple[str, Tensor]]]:
+        """Key and tensor of each kind, by (component, module)."""
+        grouped: dict[tuple[str, str], dict[str, tuple[str, Tensor]]] = {}
+        for (component, module, kind), held in self.matrices.items():
+            grouped.setdefault((component, module), {})[kind] = held
+        return grouped
 
 
 def peft_files(folder: Path) -> list[Path]:

@@ -1,5 +1,9 @@
-"""kohya's files, which A1111 and ComfyUI read: `lora_unet_….lora_down.weight`, with an alpha tensor for each layer."""
+"""kohya's files, which A1111 and ComfyUI read: `lora_unet_….lora_down.weight`, with an alpha tensor for each layer.
 
+DoRA, LoHa and LoKr have the names that LyCORIS gives them in such files: `.dora_scale`, `.hada_w1_a`, `.lokr_w1`.
+"""
+
+import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -12,6 +16,8 @@ from boothlab.diffusion.formats import diffusers_format
 from boothlab.diffusion.formats.adapter import Adapter
 from boothlab.diffusion.formats.architecture import Architecture
 from boothlab.diffusion.formats.container import Found, RawFile, number, safetensors_bytes
+from boothlab.diffusion.formats.products import HADAMARD, KRONECKER
+from boothlab.diffusion.variants import VARIANT_KEY
 from boothlab.errors import UserError
 from boothlab.files import shown
 from boothlab.quiet import quiet_libraries
@@ -20,7 +26,13 @@ NAME = "kohya"
 FILE_NAME = "kohya.safetensors"
 _PREFIXES = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
 _EMBEDDING = re.compile(r"bundle_emb\.(.+)\.string_to_param\.\*")
-_KINDS = {"lora_down.weight": "down", "lora_up.weight": "up"}
+_KINDS = {
+    "lora_down.weight": "down",
+    "lora_up.weight": "up",
+    "dora_scale": "magnitude",
+    **{factor: factor for factor in (*HADAMARD, *KRONECKER)},
+}
+_SUFFIXES = {kind: suffix for suffix, kind in _KINDS.items()}
 _RESNET = {"conv1": "in_layers_2", "conv2": "out_layers_3", "time_emb_proj": "emb_layers_1"}
 _RESNET["conv_shortcut"] = "skip_connection"
 _OUTSIDE = {
@@ -58,12 +70,47 @@ def find(raws: Sequence[RawFile], architecture: Architecture | None) -> Found:
             place = table.get(name) or _by_diffusers(raw, name, architecture)
             for kind, (key, value) in parts.items():
                 if kind != "alpha":
-                    found.add(raw.path, (*place, _KINDS[kind]), key, value)
+                    held = _rows(raw, key, value) if kind == "dora_scale" else value
+                    found.add(raw.path, (*place, _KINDS[kind]), key, held)
                 elif place in found.alphas:
                     raise UserError(f"{shown(raw.path)}: {shown(key)} is a second alpha for its layer; take one out")
                 else:
                     found.alphas[place] = number(value, raw.path, key)
+        _add_own_scale(raw, found)
     return found
+
+
+def _rows(raw: RawFile, key: str, value: Tensor) -> Tensor:
+    """A DoRA's magnitudes, [out]. Raises UserError for those of columns, LyCORIS' other kind.
+
+    LyCORIS (`wd_on_output`) and ComfyUI tell the two by the axis: [out, 1] or [out, 1, 1, 1] for rows, [1, in] or
+    [1, in, 1, 1] for columns.
+    """
+    if value.ndim > 1 and value.shape[0] == 1 and value.numel() > 1:
+        raise UserError(
+            f"{shown(raw.path)}: {shown(key)} is {list(value.shape)}, a number for each column of a weight; only "
+            "a DoRA of rows is read, [out, 1]: train it with wd_on_output=True"
+        )
+    if value.ndim not in (1, 2, 4) or value.numel() != value.shape[0]:
+        raise UserError(f"{shown(raw.path)}: {shown(key)} is {list(value.shape)}; a DoRA's magnitudes are [out, 1]")
+    return value.reshape(-1)
+
+
+def _add_own_scale(raw: RawFile, found: Found) -> None:
+    """What a file of boothlab's own says of its scale: the rank of a LoKr whose factors show none, alpha unrounded."""
+    try:
+        said = json.loads(raw.metadata.get(VARIANT_KEY, "{}"))
+    except (ValueError, RecursionError):
+        return
+    for component, one in said.items() if isinstance(said, dict) else ():
+        if not isinstance(one, dict):
+            continue
+        rank, alpha = one.get("rank"), one.get("alpha")
+        for place in [place for place in found.alphas if place[0] == component]:
+            if isinstance(rank, int) and rank > 0:
+                found.ranks[place] = rank
+            if isinstance(alpha, int | float) and torch.tensor(float(alpha)).item() == found.alphas[place]:
+                found.alphas[place] = float(alpha)
 
 
 def _table(architecture: Architecture) -> dict[str, tuple[str, str]]:
@@ -140,7 +187,11 @@ def write(adapter: Adapter, metadata: Mapping[str, str], architecture: Architect
         original = is_sdxl and component == "unet" and architecture is not None
         flat = original_name(path, architecture) if original and architecture else path.replace(".", "_")
         name = prefixes[component] + flat
-        state[f"{name}.lora_down.weight"], state[f"{name}.lora_up.weight"] = layer.down, layer.up
+        for kind, value in layer.tensors.items():
+            if kind == "magnitude":
+                dimensions = len(architecture.shapes[component][path]) if architecture else layer.tensors["down"].ndim
+                value = value.reshape(-1, *[1] * (dimensions - 1))
+            state[f"{name}.{_SUFFIXES[kind]}"] = value
         state[f"{name}.alpha"] = _alpha_tensor(layer.alpha)
     return {FILE_NAME: safetensors_bytes(state, metadata)}
 

@@ -9,6 +9,7 @@ from boothlab.diffusion.formats.adapter import Adapter, as_text
 from boothlab.diffusion.formats.architecture import KNOWN, Architecture
 from boothlab.diffusion.formats.cloneofsimo import EMBED
 from boothlab.diffusion.formats.diffusers_format import METADATA_KEY
+from boothlab.diffusion.variants import VARIANT_KEY
 
 _VERSIONS = {"SD 1.x": "sd_v1", "SD 2.x": "sd_v2", "SDXL": "sdxl_base_v1-0"}
 _SPEC = {
@@ -22,21 +23,31 @@ def metadata_for(adapter: Adapter, architecture: Architecture | None) -> dict[st
     """What a converted file says: what its source said, kohya's keys where it had none, rank and alpha anew."""
     kept = {key: value for key, value in adapter.metadata.items() if not _is_of_its_format(key, value)}
     settings = _settings(adapter.metadata)
-    ranks, alphas = adapter.ranks, adapter.alphas
+    ranks, alphas, algorithm = adapter.ranks, adapter.alphas, _algorithm(adapter)
     always = {
         "format": "pt",
-        "ss_network_module": "networks.lora",
+        "ss_network_module": "lycoris.kohya" if algorithm else "networks.lora",
         "ss_network_dim": str(next(iter(ranks))) if len(ranks) == 1 else "Dynamic",
         "ss_network_alpha": as_text(next(iter(alphas))) if len(alphas) == 1 else "Dynamic",
         "boothlab_converted_from": adapter.format,
         "boothlab_converted_by": boothlab.__version__,
     }
-    return {**_from_settings(settings), **_of_architecture(architecture, settings), **kept, **always}
+    own = {"ss_network_args": json.dumps(algorithm, sort_keys=True)} if algorithm else {}
+    return {**_from_settings(settings), **_of_architecture(architecture, settings), **own, **kept, **always}
+
+
+def _algorithm(adapter: Adapter) -> dict[str, str]:
+    """What LyCORIS' readers look for in `ss_network_args`; empty for a plain LoRA, which is none of LyCORIS'."""
+    variants = adapter.variants
+    if "dora" in variants:
+        return {"algo": "locon", "dora_wd": "True", "wd_on_output": "True"}
+    product = next((variant for variant in ("loha", "lokr") if variant in variants), None)
+    return {"algo": product} if product else {}
 
 
 def _is_of_its_format(key: str, value: str) -> bool:
     """What only makes sense in the file that it came from."""
-    return key in (METADATA_KEY, "unet", "text_encoder") or ":" in key or value == EMBED
+    return key in (METADATA_KEY, VARIANT_KEY, "unet", "text_encoder") or ":" in key or value == EMBED
 
 
 def _settings(metadata: Mapping[str, str]) -> dict[str, Any]:
