@@ -72,6 +72,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ready-text", action="store_true", help="the script with its text encoder run once as well")
     parser.add_argument("--runs", type=int, default=1, help="this many runs, one a seed, as well: a sweep")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--draws", type=int, default=16, help="timesteps a photo of the loss; few where drawing is slow"
+    )
     parser.add_argument("--work", type=Path, help="folder for models and runs that is kept; default: a temporary one")
     parser.add_argument("--json", type=Path, help="write every figure of every round here")
     parser.add_argument("--only-build", action="store_true", help="build the model folder in --work and stop")
@@ -124,6 +127,7 @@ def sides(args: argparse.Namespace, case: Case) -> dict[str, partial[list[str]]]
 def environment(args: argparse.Namespace, name: str) -> dict[str, str]:
     """Nothing is fetched and nothing is sent; a GPU is hidden where the CPU is measured."""
     changes = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "TOKENIZERS_PARALLELISM": "false"}
+    changes["PYTHONDONTWRITEBYTECODE"] = ""  # a checkout then has byte code, as an installed package has
     if args.device == "cpu":
         changes["CUDA_VISIBLE_DEVICES"] = ""
     if name == LORA_NAME:
@@ -139,7 +143,7 @@ def one_round(args: argparse.Namespace, case: Case, name: str, command: partial[
         found = measure(command(out), out, environment(args, name), torchvision)
         files = sorted(out.glob(f"run/**/{ADAPTER}"), key=lambda path: "checkpoints" in path.parts)
         adapter = files[0]
-        loss = fixed_loss(case.model, adapter, case.photos, TOKEN_PROMPT, case.resolution, case.device)
+        loss = fixed_loss(case.model, adapter, case.photos, TOKEN_PROMPT, case.resolution, case.device, args.draws)
         return replace(found, file_size=adapter.stat().st_size, loss=loss)
 
 
@@ -211,7 +215,7 @@ def run(args: argparse.Namespace, work: Path) -> None:
     print("torchvision is not used: where it is missing, the script gets a stand-in for its transforms\n")
     written = []
     for case in wanted:
-        before = fixed_loss(case.model, None, case.photos, TOKEN_PROMPT, case.resolution, case.device)
+        before = fixed_loss(case.model, None, case.photos, TOKEN_PROMPT, case.resolution, case.device, args.draws)
         rounds = compare(args, case, work)
         print("\n" + table(case, rounds, before), flush=True)
         if args.runs > 1:

@@ -14,6 +14,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 BASE = {"errors", "files", "seeding", "progress", "quiet", "ranks"}
 PARTS = {"dollhouse", "diffusion", "evaluation", "images", "tracking", "cache", "config", "loops", "starting"} | BASE
+PARTS |= {"file_hashes"}
 
 #: what each part may import besides itself; a new part needs a line here
 MAY_IMPORT: dict[str, set[str]] = {
@@ -27,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ranks": set(),
     "config": {"errors", "ranks"},
     "cache": {"errors", "files", "turns"},
+    "file_hashes": {"errors", "files"},
     "images": BASE,
     "tracking": BASE,
     "evaluation": BASE | {"cache", "images"},

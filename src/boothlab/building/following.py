@@ -1,7 +1,7 @@
 """What the other devices of a run are built from: the leader's config, without anything that evaluates or writes."""
 
 from boothlab.building.methods import put_on
-from boothlab.building.parts import build_backbone, build_device, set_determinism, set_threads
+from boothlab.building.parts import build_backbone, build_device, remembering, set_determinism, set_threads
 from boothlab.building.photos import build_data, build_prior, build_subject
 from boothlab.building.shared import shared_identity
 from boothlab.building.training import build_module, lightning_arguments
@@ -19,7 +19,7 @@ def build_follower(config: TrainConfig, ranks: Ranks) -> Follower:
     set_determinism(config.trainer.deterministic)
     device, cache = build_device(config.trainer.accelerator, ranks), Cache(cache_root(config.paths.cache))
     subject = build_subject(config.subject, cache)
-    backbone, identity = build_backbone(config.backbone, device), shared_identity(config.backbone)
+    backbone, identity = build_backbone(config.backbone, device), shared_identity(config.backbone, remembering(cache))
     serve(backbone, ranks)
     prior = build_prior(config, backbone, cache, identity, Reporter(quiet=True))
     data = build_data(config, backbone, subject, prior, cache, identity)

@@ -1,7 +1,8 @@
 """The parts that more than one command needs: device, backbone, sampler, adapters, encoders, tracker."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 from boothlab.building.shared import encoder_identity, shared_backbone, shared_clip, shared_dino, shared_features
+from boothlab.cache import Cache
 from boothlab.config import (
     Accelerator,
     BackboneConfig,
@@ -27,6 +29,8 @@ from boothlab.errors import UserError
 from boothlab.evaluation import efficientnet
 from boothlab.evaluation.loading import CLIP_ID, DINO_ID
 from boothlab.evaluation.scoring import Scorer
+from boothlab.file_hashes import remembered_sha256
+from boothlab.files import sha256_file
 from boothlab.images.load import to_tensor
 from boothlab.progress import Reporter
 from boothlab.ranks import ALONE, Ranks
@@ -117,12 +121,19 @@ def encoder_sources(config: EncodersConfig) -> dict[str, str]:
     }
 
 
-def encoder_identities(config: EncodersConfig) -> dict[str, dict[str, str]]:
+def remembering(cache: Cache) -> Callable[[Path], str]:
+    """Hashes files for a run that begins. A rerun and its check have caches of their own, and look at every byte."""
+    return partial(remembered_sha256, folder=cache.root / "file-hashes")
+
+
+def encoder_identities(
+    config: EncodersConfig, hash_file: Callable[[Path], str] = sha256_file
+) -> dict[str, dict[str, str]]:
     """What each encoder is, for the manifest: hashes of its files, or hub id and commit. Call once they are loaded."""
     sources = encoder_sources(config)
     found = {
-        "clip": encoder_identity(sources["clip"], config.clip_revision),
-        "dino": encoder_identity(sources["dino"], config.dino_revision),
+        "clip": encoder_identity(sources["clip"], config.clip_revision, hash_file),
+        "dino": encoder_identity(sources["dino"], config.dino_revision, hash_file),
     }
     if config.features is not None:
         found["features"] = {config.features: efficientnet.SHA256}

@@ -82,10 +82,10 @@ def shared_backbone(config: BackboneConfig, device: torch.device) -> Backbone:
     return view_for_this_job(backbone)
 
 
-def shared_identity(config: BackboneConfig) -> dict[str, str]:
+def shared_identity(config: BackboneConfig, hash_file: Callable[[Path], str] = sha256_file) -> dict[str, str]:
     """`weights_identity`, hashed once: the files of a real model are gigabytes."""
     key = (config.source, config.revision, _state_of(local_folder(config.source)))
-    return dict(_identities.get(key, lambda: weights_identity(config.source, config.revision)))
+    return dict(_identities.get(key, lambda: weights_identity(config.source, config.revision, hash_file)))
 
 
 def shared_clip(source: str, revision: str | None, device: torch.device) -> ClipEncoder:
@@ -105,14 +105,16 @@ def shared_features(device: torch.device) -> EfficientNetEncoder:
     return _features.get(str(device), lambda: load_efficientnet(device))
 
 
-def encoder_identity(source: str, revision: str | None) -> dict[str, str]:
+def encoder_identity(
+    source: str, revision: str | None, hash_file: Callable[[Path], str] = sha256_file
+) -> dict[str, str]:
     """What an encoder is: the SHA-256 of each file of a local folder, or the hub id with the commit in use."""
     folder = Path(source).expanduser()
     key = (source, revision, _state_of(folder))
-    return dict(_encoder_identities.get(key, lambda: _encoder_files(folder, source, revision)))
+    return dict(_encoder_identities.get(key, lambda: _encoder_files(folder, source, revision, hash_file)))
 
 
-def _encoder_files(folder: Path, source: str, revision: str | None) -> dict[str, str]:
+def _encoder_files(folder: Path, source: str, revision: str | None, hash_file: Callable[[Path], str]) -> dict[str, str]:
     if not folder.is_dir():
         from huggingface_hub import try_to_load_from_cache
 
@@ -120,4 +122,4 @@ def _encoder_files(folder: Path, source: str, revision: str | None) -> dict[str,
         commit = Path(found).parent.name if isinstance(found, str) else None
         return {"hub": source, "revision": commit or revision or "unknown"}
     kept = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".json", ".txt") and path.is_file()]
-    return {path.name: sha256_file(path) for path in sorted(kept)}
+    return {path.name: hash_file(path) for path in sorted(kept)}

@@ -16,6 +16,7 @@ from boothlab.building.parts import (
     build_scorer,
     build_tracker,
     encoder_identities,
+    remembering,
     scorer_suffix,
     set_determinism,
     set_threads,
@@ -201,7 +202,7 @@ def build_training_run(
     say_what_the_audit_found(subject.audit, reporter)
     say_what_is_captioned(config.subject, subject, reporter)
     backbone = build_backbone(config.backbone, device)
-    identity = shared_identity(config.backbone)
+    identity = shared_identity(config.backbone, remembering(cache))
     evaluator = build_evaluator(config, backbone, subject, run_dir, BaseSamples(cache, identity), ranks)
     prior = build_prior(config, backbone, cache, identity, reporter, ranks)
     data = build_data(config, backbone, subject, prior, cache, identity)
@@ -223,7 +224,7 @@ def build_training_run(
         captions=captions,
         weights={
             "backbone": identity,
-            **(encoder_identities(config.encoders) if evaluator else {}),
+            **(encoder_identities(config.encoders, remembering(cache)) if evaluator else {}),
             **tagger_identity(config.subject),
         },
         command=command,

@@ -1,7 +1,7 @@
 """The frozen diffusion model: loading it, and what training asks of it (encode, embed, add noise, predict)."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -279,10 +279,12 @@ def load_backbone(
         return Backbone(pipeline, name, resolution, device, dtype)
 
 
-def weights_identity(source: str, revision: str | None = None) -> dict[str, str]:
+def weights_identity(
+    source: str, revision: str | None = None, hash_file: Callable[[Path], str] = sha256_file
+) -> dict[str, str]:
     """What the model is: the SHA-256 of each file of a local folder, or the hub id with the commit in use.
 
-    Configs, tokenizers and the noise schedule count too: they change latents and embeddings as weights do.
+    `hash_file` may know of large files what they were. Configs, tokenizers and the noise schedule count too: they change latents and embeddings as weights do.
     """
     folder = local_folder(source)
     if folder is None:
@@ -293,7 +295,7 @@ def weights_identity(source: str, revision: str | None = None) -> dict[str, str]
         )
     files = [folder / "model_index.json", *(path for part in IDENTITY for path in (folder / part).glob("*"))]
     kept = sorted(path for path in files if path.suffix in (".safetensors", ".json", ".txt") and path.is_file())
-    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in kept}
+    return {path.relative_to(folder).as_posix(): hash_file(path) for path in kept}
 
 
 def _pinned_commit(source: str, revision: str | None) -> str:

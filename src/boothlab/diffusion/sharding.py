@@ -12,12 +12,23 @@ from torch import Tensor, nn
 
 
 def shard(network: nn.Module, mesh: Any) -> None:
-    """Part a network's parameters over a device mesh, block by block: one block at a time is whole on a device."""
+    """Part a network's parameters over a device mesh, block by block: one block at a time is whole on a device.
+
+    What is parted is given another class. transformers finds a text encoder's layers by theirs, to hand out hidden
+    states: of a text encoder the modules inside the layers are parted, each for itself.
+    """
     from torch.distributed.fsdp import fully_shard
 
-    for block in blocks(network):
-        fully_shard(block, mesh=mesh)
-    fully_shard(network, mesh=mesh)
+    if hasattr(network, "mid_block"):
+        parts = [*blocks(network), network]
+    else:
+        layers = blocks(network)
+        inside = {module for layer in layers for module in layer.modules()}
+        outside = [module for module in network.modules() if module not in inside]
+        others = [module for module in outside if next(module.parameters(recurse=False), None) is not None]
+        parts = [*(child for layer in layers for child in layer.children()), *others]
+    for part in parts:
+        fully_shard(part, mesh=mesh)
 
 
 def blocks(network: nn.Module) -> list[nn.Module]:
