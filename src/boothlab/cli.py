@@ -13,6 +13,7 @@ from typing import Any
 
 from boothlab import __version__
 from boothlab.errors import TERMINATED, RunFailedError, UserError, is_out_of_memory, one_line
+from boothlab.starting import imports_uncollected
 
 #: each command is boothlab/commands/<name>.py with `run(argv: list[str]) -> int`
 COMMANDS = {
@@ -28,7 +29,7 @@ COMMANDS = {
     "clusters": "tagged images in groups, held against known classes",
     "hotels": "a choice of hotels from Hotels-50K, their numbers and their images",
     "convert": "an adapter in another tool's format: peft, diffusers, kohya, cloneofsimo",
-    "publish": "a trained adapter with its model card, as a folder or on the hub",
+    "publish": "what a run trained with its model card, as a folder or on the hub",
     "rerun": "a run again from its manifest, and whether it came out the same",
 }
 
@@ -141,7 +142,8 @@ def _dispatch(arguments: list[str]) -> int:
         closest = difflib.get_close_matches(name, COMMANDS, n=1)
         meant = f"did you mean `boothlab {closest[0]}`?" if closest else f"the commands are {', '.join(COMMANDS)}"
         raise UserError(f"there is no command {name!r}; {meant}")
-    command = importlib.import_module(f"boothlab.commands.{name}")
+    with imports_uncollected():
+        command = importlib.import_module(f"boothlab.commands.{name}")
     code: int = command.run(rest)
     return code
 

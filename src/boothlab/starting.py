@@ -11,8 +11,8 @@ def imports_uncollected() -> Iterator[None]:
     """No garbage collection inside this block, and what was imported in it is never looked through again.
 
     Thousands of modules make hundreds of thousands of objects that live as long as the process. Passing over them for
-    garbage takes a fifth of the time of importing them, and then some in every later collection. Only the first block
-    of a process does anything: what a later one froze could be a run's garbage, and hold its tensors.
+    garbage takes a fifth of the time of importing them, and then some in every later collection. Only blocks before
+    torch is there do anything: what a later one froze could be a run's garbage, and hold its tensors.
     """
     if "torch" in sys.modules or not gc.isenabled():
         yield

@@ -78,17 +78,29 @@ def expects(hint: Any) -> str:
 
 def walk(schema: type, section: str = "") -> Iterator[FieldInfo]:
     """Every settable field, top-level ones first, then section by section, in the order they are written in."""
-    hints, docs = typing.get_type_hints(schema), field_docs(schema)
+    for key, hint, owner in _fields(schema, section):
+        above, _, name = key.rpartition(".")
+        yield FieldInfo(key, above, expects(hint), field_docs(owner).get(name, ""), hint)
+
+
+def types_by_key(schema: type) -> dict[str, Any]:
+    """The type of every settable field by its dotted key; unlike `walk` this reads no source, and takes no time."""
+    return {key: hint for key, hint, _ in _fields(schema, "")}
+
+
+def _fields(schema: type, section: str) -> Iterator[tuple[str, Any, type]]:
+    """Dotted key, type and dataclass of every settable field, in the order of `walk`."""
+    hints = typing.get_type_hints(schema)
     nested = []
     for one in fields(schema):
         key = f"{section}.{one.name}" if section else one.name
         below = section_type(hints[one.name])
         if below is None:
-            yield FieldInfo(key, section, expects(hints[one.name]), docs.get(one.name, ""), hints[one.name])
+            yield key, hints[one.name], schema
         else:
             nested.append((key, below))
     for key, below in nested:
-        yield from walk(below, key)
+        yield from _fields(below, key)
 
 
 def sections(schema: type, prefix: str = "") -> dict[str, str]:

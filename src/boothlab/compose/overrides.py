@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ValueType
 from hydra.errors import HydraException
 
-from boothlab.compose.field_docs import walk
+from boothlab.compose.field_docs import types_by_key
 
 _ASSIGNMENT = re.compile(r"(?P<key>[A-Za-z_][\w.]*)=(?P<value>.*)", re.DOTALL)
 _NOT_TEXT = ("list", "dict", "unreadable")
@@ -22,7 +22,7 @@ def quote_text(overrides: Sequence[str], schema: type, *, multirun: bool) -> lis
     `prompt=a {token}, at night` is one prompt: Hydra alone would refuse the braces and take the comma for a sweep. In a
     multirun commas do mean a sweep, so only what Hydra cannot read at all is quoted there.
     """
-    hints = {info.key: info.hint for info in walk(schema)}
+    hints = types_by_key(schema)
     parser = OverridesParser.create()
     return [_quoted(override, hints, parser, multirun) for override in overrides]
 

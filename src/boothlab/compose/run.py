@@ -22,11 +22,13 @@ from boothlab.compose.job import Body, Job, code_of_multirun, code_of_run
 from boothlab.compose.jobs import Explorer, Multirun, explorer_of, plan_multirun
 from boothlab.compose.mistakes import BAD_INPUT, explain
 from boothlab.compose.overrides import quote_text
-from boothlab.compose.schemas import SCHEMAS, conf_dir
+from boothlab.compose.schemas import SCHEMAS, conf_dir, register
 from boothlab.compose.typed import load, refuse_targets
 from boothlab.errors import UserError
 
 T = TypeVar("T")
+#: the override of a single run
+SINGLE = "hydra.mode=RUN"
 #: read by Ray when a launcher imports it: all lines of all jobs as they are, and no statistics sent
 _RAY = {"RAY_DEDUP_LOGS": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 
@@ -47,6 +49,7 @@ def run(
     for whatever is wrong with the arguments or the config files, before any folder is made.
     """
     schema = SCHEMAS[config_name]
+    register(config_name)
     arguments = _parse(argv, config_name)
     overrides: list[str] = quote_text(arguments.overrides, schema, multirun=arguments.multirun)
     with _hydra(arguments, search_in) as hydra:
@@ -57,7 +60,7 @@ def run(
             mode = _mode(hydra, name, overrides, arguments.multirun)
             os.environ.update({key: value for key, value in _RAY.items() if key not in os.environ})
             if mode is RunMode.RUN:
-                load(_job_part(hydra.compose_ahead(name, [*overrides, "hydra.mode=RUN"])), schema)
+                load(_job_part(hydra.ready()), schema)
         if mode is RunMode.MULTIRUN and explore is not None:
             with mistakes_explained(schema):
                 explorer = explorer_of(hydra, name, overrides, schema)
@@ -71,13 +74,14 @@ def run(
             with mistakes_explained(schema):  # the exceptions of the jobs themselves stay in their outcomes
                 return code_of_multirun(hydra.multirun(name, Job(schema, body), [*overrides, "hydra.mode=MULTIRUN"]))
         with mistakes_explained(schema):
-            finished = hydra.run(name, Job(schema, body), [*overrides, "hydra.mode=RUN"])
+            finished = hydra.run(name, Job(schema, body), [*overrides, SINGLE])
         return code_of_run(finished)
 
 
 def compose(config_name: str, argv: Sequence[str] = ()) -> DictConfig:
     """The job's config as Hydra composes it, unresolved and unchecked; for help pages and tests. Raises UserError."""
     schema = SCHEMAS[config_name]
+    register(config_name)
     arguments = _parse(argv, config_name)
     overrides = quote_text(arguments.overrides, schema, multirun=False)
     with _hydra(arguments) as hydra, mistakes_explained(schema):
@@ -87,6 +91,7 @@ def compose(config_name: str, argv: Sequence[str] = ()) -> DictConfig:
 
 def group_options(config_name: str) -> dict[str, list[str]]:
     """The config groups that the primary config chooses from, each with its options."""
+    register(config_name)
     with _hydra(_parse((), config_name)) as hydra:
         chosen = hydra.compose_config(config_name, [], RunMode.RUN).hydra.runtime.choices
         groups = [str(group) for group in chosen if not str(group).startswith("hydra/")]
@@ -174,23 +179,48 @@ def _answer_question(
     return True
 
 
-def _mode(hydra: Hydra, name: str, overrides: list[str], multirun: bool) -> RunMode:
-    """RUN or MULTIRUN, from -m or `hydra.mode`; a config that names code to run is refused before any of it could."""
-    cfg = hydra.compose_config(name, overrides, RunMode.MULTIRUN, validate_sweep_overrides=False)
-    refuse_targets(OmegaConf.to_container(cfg, resolve=False))
-    return RunMode.MULTIRUN if multirun or cfg.hydra.mode == RunMode.MULTIRUN else RunMode.RUN
+def _mode(hydra: "_Ahead", name: str, overrides: list[str], multirun: bool) -> RunMode:
+    """RUN or MULTIRUN, from -m or `hydra.mode`; a config that names code to run is refused before any of it could.
+
+    Of a single run this composes the config, and `hydra.run` need not. Raises what composing raises.
+    """
+    found, failure = None, None
+    if not multirun:
+        try:
+            found = hydra.compose_single(name, overrides)
+        except Exception as error:  # it may have the words of a multirun, and only say so in its config file
+            failure = error
+    if found is None:
+        found = hydra.compose_config(name, overrides, RunMode.MULTIRUN, validate_sweep_overrides=False)
+    refuse_targets(OmegaConf.to_container(found, resolve=False))
+    if multirun or found.hydra.mode == RunMode.MULTIRUN:
+        return RunMode.MULTIRUN
+    if failure is not None:
+        raise failure
+    return RunMode.RUN
 
 
 class _Ahead(Hydra):
-    """Hydra that can be told to compose a single run's config before it runs, so that it need not do it twice."""
+    """Hydra that hands a single run the config that was composed to learn its mode, rather than the same once more."""
 
     _ready: tuple[str | None, list[str], DictConfig] | None = None
 
-    def compose_ahead(self, config_name: str | None, overrides: list[str]) -> DictConfig:
-        """The config that `run` with the same arguments is going to take. Not to be changed."""
-        config = self.compose_config(config_name, overrides, RunMode.RUN)
-        self._ready = (config_name, list(overrides), config)
+    def compose_single(self, config_name: str | None, overrides: list[str]) -> DictConfig:
+        """The config as it is for a single run, and kept for `run` if it does not say that it is none.
+
+        It then has what SINGLE, which Hydra's own front door adds to the overrides, would have set.
+        """
+        config = super().compose_config(config_name, overrides, RunMode.RUN)
+        if config.hydra.mode != RunMode.MULTIRUN:
+            config.hydra.mode = RunMode.RUN
+            config.hydra.overrides.hydra.append(SINGLE)
+            self._ready = (config_name, [*overrides, SINGLE], config)
         return config
+
+    def ready(self) -> DictConfig:
+        """The config that `run` is going to take, once there is one. Not to be changed."""
+        assert self._ready is not None
+        return self._ready[2]
 
     def compose_config(
         self,
@@ -201,7 +231,7 @@ class _Ahead(Hydra):
         from_shell: bool = True,
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
-        """As Hydra's own. What was composed ahead is handed out once."""
+        """As Hydra's own. What was composed before is handed out once."""
         ready, self._ready = self._ready, None
         if run_mode is RunMode.RUN and ready is not None and ready[:2] == (config_name, overrides):
             if with_log_configuration:

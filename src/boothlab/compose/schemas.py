@@ -1,4 +1,4 @@
-"""Registers the schemas in Hydra's ConfigStore and the resolvers that name run folders; importing this does it."""
+"""The schemas of Hydra's ConfigStore, and the resolvers of config files, which importing this registers."""
 
 import importlib.util
 from pathlib import Path
@@ -68,9 +68,17 @@ def installed(module: str, then: str, otherwise: str) -> str:
     return then if importlib.util.find_spec(module) is not None else otherwise
 
 
+def register(config_name: str) -> None:
+    """Put the schema of a primary config where Hydra finds it, as `<config_name>_schema`.
+
+    One at a time: each takes milliseconds. A worker of a parallel launcher gets the store from the command's process.
+    """
+    store, name = ConfigStore.instance(), f"{config_name}_schema"
+    if f"{name}.yaml" not in store.repo:
+        store.store(name=name, node=SCHEMAS[config_name], provider="boothlab")
+
+
 # At import and not in a function: a worker process of a parallel launcher imports this module, and then has them too.
-for _name, _schema in SCHEMAS.items():
-    ConfigStore.instance().store(name=f"{_name}_schema", node=_schema, provider="boothlab")
 OmegaConf.register_new_resolver("run_name", run_name_of_node, replace=True)
 OmegaConf.register_new_resolver("folder", folder_name, replace=True)
 OmegaConf.register_new_resolver("sized", sized, replace=True)
