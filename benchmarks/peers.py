@@ -70,6 +70,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prior", action="store_true", help="with prior preservation as well")
     parser.add_argument("--text-encoder", action="store_true", help="with a trained text encoder as well")
     parser.add_argument("--ready-text", action="store_true", help="the script with its text encoder run once as well")
+    parser.add_argument("--ours", nargs="+", default=[], help="settings of boothlab's own: trainer.compile=blocks …")
     parser.add_argument("--runs", type=int, default=1, help="this many runs, one a seed, as well: a sweep")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
@@ -98,6 +99,7 @@ def cases(args: argparse.Namespace, work: Path) -> list[Case]:
         lr=args.lr or (1e-3 if args.size == "dollhouse" else 1e-4),
         precision=args.precision or fitting,
         device=args.device,
+        ours=tuple(args.ours),
     )
     found = [replace(plain, batch=batch) for batch in args.batch]
     found += [replace(case, prior=True) for case in found if args.prior]

@@ -4,11 +4,12 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from boothlab.compose.schemas import SCHEMAS
 from boothlab.compose.typed import load
 from boothlab.config import NOT_HASHED
 from boothlab.dreambooth.checkpoints import newest_checkpoint
+from boothlab.dreambooth.module import _SeededGlobal
 from boothlab.errors import RunFailedError
 from boothlab.ranks import ALONE, Ranks, Share, can_share
 from boothlab.tracking.manifest import config_hash
@@ -109,6 +111,19 @@ class _Silent(Ranks):
         return values
 
 
+def test_dropout_touches_the_generator_of_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a machine's GPUs would be started otherwise, with a warning, by each process."""
+    asked = []
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 3)
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices=None: asked.append(devices) or nullcontext())
+    state = torch.get_rng_state()
+    with _SeededGlobal(1):
+        pass
+    torch.set_rng_state(state)
+    assert asked == [[3]]
+
+
 def test_one_device_needs_no_group() -> None:
     assert ALONE.leads
     assert ALONE.broadcast("word") == "word"
@@ -116,30 +131,36 @@ def test_one_device_needs_no_group() -> None:
     assert not torch.distributed.is_initialized()
 
 
+#: a few runs, each with several features that have nothing to do with each other
 FEATURES: dict[str, tuple[str, ...]] = {
-    "rows": ("data.batch_size=4",),
-    "batches of a step": ("data.batch_size=1", "trainer.accumulate=2"),
-    "both, four devices": ("data.batch_size=2", "trainer.accumulate=2", "trainer.devices=4"),
+    "rows, schedule-free": ("data.batch_size=4", "optim.optimizer=schedule_free", "optim.lr=0.02"),
+    "batches of a step, pivotal": ("data.batch_size=1", "trainer.accumulate=2", "method=pivotal"),
+    "both, four devices": (
+        *("data.batch_size=2", "trainer.accumulate=2", "trainer.devices=4"),
+        *("trainer.gradient_checkpointing=true", "trainer.offload=true"),
+    ),
     "prior, text encoder, average": (
         *("prior.enabled=true", "prior.num_class_images=5", "lora.train_text_encoder=true", "trainer.ema_decay=0.9"),
         "evaluation.pres_images=3",
     ),
-    "schedule-free": ("optim.optimizer=schedule_free", "optim.lr=0.02"),
-    "pivotal": ("method=pivotal",),
     "whole": ("method=full", "optim.lr=0.0001"),
-    "whole, sharded": (*("method=full", "full.train_text_encoder=true", "optim.lr=0.0001"), "trainer.sharded=true"),
-    "whole, sharded, average": (*("method=full", "optim.lr=0.0001", "trainer.ema_decay=0.9"), "trainer.sharded=true"),
-    "checkpointing, offload": ("trainer.gradient_checkpointing=true", "trainer.offload=true"),
+    "whole, sharded, average": (
+        *("method=full", "full.train_text_encoder=true", "optim.lr=0.0001", "trainer.ema_decay=0.9"),
+        *("trainer.sharded=true", "trainer.accumulate=2"),
+    ),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FEATURES)
 def test_two_devices_train_the_run_of_one(lab: Lab, name: str) -> None:
-    extra = (*FEATURES[name], "evaluation.sampler.batch_size=1", "trainer.log_every=2")
     slug = re.sub(r"\W+", "-", name)
-    one = lab.train(f"one-{slug}", *(word for word in extra if "devices" not in word and "sharded" not in word))
-    two = lab.train(f"two-{slug}", TWO, *extra)
+    # A cache each, or the second would be handed the images that it is to draw.
+    caches = {kind: lab.folder / f"cache-{kind}-{slug}" for kind in ("one", "two")}
+    extra = (*FEATURES[name], "evaluation.sampler.batch_size=1", "trainer.log_every=2")
+    alone = (word for word in extra if "devices" not in word and "sharded" not in word)
+    one = lab.train(f"one-{slug}", *alone, f"paths.cache={caches['one']}")
+    two = lab.train(f"two-{slug}", TWO, *extra, f"paths.cache={caches['two']}")
     assert one.name == two.name
     ours, theirs = history(one), history(two)
     assert [(step, sorted(row)) for step, row in ours] == [(step, sorted(row)) for step, row in theirs]
@@ -151,43 +172,33 @@ def test_two_devices_train_the_run_of_one(lab: Lab, name: str) -> None:
     assert [path.name for path in sorted((one / "samples").rglob("*.png"))] == [
         path.name for path in sorted((two / "samples").rglob("*.png"))
     ]
+    first, second = (
+        [path.read_bytes() for path in sorted((cache / "class-images").rglob("*.png"))] for cache in caches.values()
+    )
+    assert len(first) == (5 if "prior" in name else 0)
+    assert first == second  # drawn once each, and alike
     manifest: Any = json.loads((two / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["numerics"]["devices"] == (4 if "four" in name else 2)
     assert not _children()
 
 
 @pytest.mark.slow
-def test_class_images_are_drawn_once_and_alike(lab: Lab) -> None:
-    extra = ("prior.enabled=true", "prior.num_class_images=5", "evaluation.sampler.batch_size=2", "trainer.max_steps=2")
-    found = []
-    for count in (1, 2):
-        cache = f"paths.cache={lab.folder / f'class-cache-{count}'}"
-        lab.train(f"class-{count}", f"trainer.devices={count}", cache, *extra)
-        folder = lab.folder / f"class-cache-{count}" / "class-images"
-        found.append([path.read_bytes() for path in sorted(folder.rglob("*.png"))])
-    assert len(found[0]) == 5
-    assert found[0] == found[1]
-
-
-@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_devices(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     extra = ("data.batch_size=1", "trainer.accumulate=2", "trainer.log_every=3", "trainer.max_steps=6")
-    straight = lab.train("numbers-straight", *extra)
-    with stopped_after(2, monkeypatch):
-        stopped = lab.train("numbers", TWO, *extra, code=130)
-    assert newest_checkpoint(stopped) == (stopped / "checkpoints" / "step_000002", 2)
-    assert lab.train("numbers", *extra) == stopped
+    straight, straight_by_two = lab.train("numbers-straight", *extra), lab.train("numbers-two", TWO, *extra)
     with stopped_after(4, monkeypatch):
+        stopped = lab.train("numbers", TWO, *extra, code=130)
         other = lab.train("numbers-back", *extra, code=130)
+    assert newest_checkpoint(stopped) == (stopped / "checkpoints" / "step_000004", 4)
+    shutil.copytree(lab.folder / "numbers", lab.folder / "numbers-again")
+    assert lab.train("numbers", *extra) == stopped
     assert lab.train("numbers-back", TWO, *extra) == other
     for run in (stopped, other):
         for (_, row), (_, expected) in zip(history(run), history(straight), strict=True):
             for key in (key for key in row if key.startswith("train/")):
                 assert math.isclose(row[key], expected[key], rel_tol=SAME_LOSS, abs_tol=1e-7), key
     again = lab.train("numbers-again", TWO, *extra)
-    with stopped_after(4, monkeypatch):
-        lab.train("numbers-twice", TWO, *extra, code=130)
-    assert same_adapter(again, lab.train("numbers-twice", TWO, *extra))  # with the same number, to the bit
+    assert same_adapter(straight_by_two, again)  # with the same number, to the bit
 
 
 @pytest.mark.slow
@@ -232,6 +243,17 @@ def test_several_runs_of_one_command(lab: Lab) -> None:
 
 
 @pytest.mark.slow
+def test_jobs_of_a_launcher(lab: Lab) -> None:
+    """The workers of joblib start processes in their own way, which their children do not know."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    overrides = [word for word in lab.overrides("joblib", TWO, "trainer.max_steps=2") if "seed=" not in word]
+    launcher = ("hydra/launcher=boothlab_joblib", "hydra.launcher.n_jobs=1")
+    assert main(["train", "-m", *launcher, *overrides, "seed=0,1"]) == 0
+    runs = sorted(path.parent for path in (lab.folder / "joblib").rglob("summary.json"))
+    assert [summary(run)["status"] for run in runs] == ["finished", "finished"]
+
+
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_all(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     run = lab.train("not-finite", TWO, "optim.lr=1e30", "optim.grad_clip=null", code=1)
     assert "the loss became" in capsys.readouterr().err
@@ -241,36 +263,71 @@ def test_a_loss_that_is_no_number_stops_all(lab: Lab, capsys: pytest.CaptureFixt
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-@pytest.mark.parametrize("whom", ["leader", "follower"])
-def test_whoever_ends_the_others_end_too(lab: Lab, tmp_path: Path, how: signal.Signals, whom: str) -> None:
-    """Nothing hangs and nobody is left; the same command goes on."""
-    name = f"ended-{whom}-{how.name}"
-    words = lab.overrides(
-        name, TWO, "trainer.max_steps=4000", "trainer.checkpoint_every=20", "evaluation.enabled=false"
+def test_the_others_end_with_the_leader(lab: Lab, tmp_path: Path, how: signal.Signals) -> None:
+    """Nothing hangs and nobody is left; the same command goes on. Signals are the leader's to answer."""
+    run, leader, follower, family = _started(lab, f"ended-{how.name}", tmp_path / "err")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        follower.send_signal(number)
+    time.sleep(1)
+    assert follower.is_running()
+    leader.send_signal(how)
+    assert leader.wait(60) == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[how]
+    _wait(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in family))
+    assert newest_checkpoint(run) is not None
+
+
+@pytest.mark.slow
+def test_a_device_that_is_killed_fails_the_run(lab: Lab, tmp_path: Path) -> None:
+    """Also while the leader does something that takes longer than others are waited for: it notices by itself."""
+    run, leader, follower, family = _started(lab, "killed", tmp_path / "err", _SLOW)
+    _wait((run / "writing").exists)
+    follower.kill()
+    assert leader.wait(60) == 1
+    assert "boothlab: error: device 1: its process was killed by signal 9 (out of memory?)\n" in (
+        (tmp_path / "err").read_text(encoding="utf-8")
     )
-    with (tmp_path / "err").open("w") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "boothlab", "train", *words],
+    assert "Traceback" not in (tmp_path / "err").read_text(encoding="utf-8")
+    assert summary(run)["status"] == "failed"
+    _wait(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in family))
+
+
+_PLAIN = "import sys; from boothlab.cli import main; sys.exit(main(sys.argv[1:]))"
+_SLOW = """
+import sys, time
+from boothlab.cli import main
+from boothlab.commands import devices
+from boothlab.dreambooth import callbacks
+devices.GRACE_S, save = 0.2, callbacks.save_checkpoint
+def slowly(run_dir, *arguments):
+    folder = save(run_dir, *arguments)
+    if arguments[3] == 40:
+        (run_dir / "writing").touch()
+        time.sleep(3)
+    return folder
+callbacks.save_checkpoint = slowly
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def _started(
+    lab: Lab, name: str, output: Path, script: str = _PLAIN
+) -> tuple[Path, psutil.Popen, psutil.Process, list[psutil.Process]]:
+    """A run on two devices with a checkpoint: its folder, the leader, the follower, and everyone the leader started."""
+    long = ("trainer.max_steps=4000", "trainer.checkpoint_every=20", "evaluation.enabled=false")
+    words = lab.overrides(name, TWO, *long)
+    with output.open("w") as errors:
+        leader = psutil.Popen(
+            [sys.executable, "-c", script, "train", *words],
             stderr=errors,
             stdout=errors,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
-        leader = psutil.Process(process.pid)
-        _wait(lambda: any((lab.folder / name).glob("*/*/checkpoints/step_*")) or process.poll() is not None)
-        assert process.poll() is None, (tmp_path / "err").read_text()
-        family = leader.children(recursive=True)
-        follower = next(one for one in family if "spawn_main" in " ".join(one.cmdline()))
-        (leader if whom == "leader" else follower).send_signal(how)
-        if whom == "follower" and how is not signal.SIGKILL:  # signals are the leader's to answer
-            time.sleep(1)
-            assert follower.is_running()
-            leader.send_signal(how)
-        code = process.wait(60)
-    expected = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[how]
-    assert code == (1 if (whom, how) == ("follower", signal.SIGKILL) else expected)
-    _wait(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in family))
+    _wait(lambda: any((lab.folder / name).glob("*/*/checkpoints/step_*")) or leader.poll() is not None)
+    assert leader.poll() is None, output.read_text()
+    family = leader.children(recursive=True)
+    follower = next(one for one in family if "spawn_main" in " ".join(one.cmdline()))
     (run,) = (lab.folder / name).glob("*/[!.]*")
-    assert newest_checkpoint(run) is not None
+    return run, leader, follower, family
 
 
 @pytest.mark.slow
@@ -280,8 +337,13 @@ def test_an_error_of_another_device_is_told(
 ) -> None:
     """What only one process meets is what the user reads, and not that the others lost touch with it."""
     monkeypatch.setattr(devices, "_help", _fail_at_once if when == "at once" else _fail_in_between)
-    name = f"told-{when[:2]}"
-    assert main(["train", *lab.overrides(name, TWO)]) == 1
+    name, threads = f"told-{when[:2]}", torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert main(["train", *lab.overrides(name, TWO, "trainer.threads=null")]) == 1
+        assert torch.get_num_threads() == 2  # or a later job of this process would compute other bits than alone
+    finally:
+        torch.set_num_threads(threads)
     assert "boothlab: error: device 1: out of memory here" in capsys.readouterr().err
     assert not list((lab.folder / name).rglob("lora"))
     assert not _children()

@@ -342,5 +342,6 @@ def test_who_can_share_a_model() -> None:
     for words in (["backbone.resolution=64"], ["backbone.precision=bf16"], ["trainer.gradient_checkpointing=true"]):
         assert key(*words) not in (None, same)
     assert key("trainer.gradient_checkpointing=true", "lora.dropout=0.1") is None
+    assert key("trainer.devices=2") is key("trainer.compile=blocks") is None
     assert pack_key({}, ScoreConfig) is None
     assert ADAPTER

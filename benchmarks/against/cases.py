@@ -26,12 +26,16 @@ class Case:
     prior: bool = False
     text_encoder: bool = False
     num_class: int = 8
+    #: more settings of boothlab's own, such as trainer.compile=blocks
+    ours: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """A few words for the heading of a table."""
         extras = ("prior preservation",) * self.prior + ("text encoder",) * self.text_encoder
-        return ", ".join((f"{self.size} {self.resolution}²", f"batch {self.batch}", self.precision, *extras))
+        return ", ".join(
+            (f"{self.size} {self.resolution}²", f"batch {self.batch}", self.precision, *extras, *self.ours)
+        )
 
 
 def boothlab_command(case: Case, out: Path, runs: int = 1) -> list[str]:
@@ -52,6 +56,7 @@ def boothlab_command(case: Case, out: Path, runs: int = 1) -> list[str]:
         *(f"paths.outputs={out}", f"paths.cache={out / 'cache'}"),
         *([f"hydra.run.dir={out / 'run'}"] if runs == 1 else ["-m", f"seed={','.join(map(str, range(runs)))}"]),
         f"lora.train_text_encoder={str(case.text_encoder).lower()}",
+        *case.ours,
     ]
     if case.prior:
         command += [

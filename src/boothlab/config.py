@@ -524,7 +524,7 @@ class TrainerConfig(Checked):
     deterministic: bool = True
     #: recompute activations in the backward pass: less memory, more time
     gradient_checkpointing: bool = False
-    #: torch.compile of the UNet: none, blocks (its transformer blocks) or whole; faster steps, a minute or more later
+    #: torch.compile of the UNet: none, blocks (its transformer blocks) or, on a GPU, whole; faster steps after a minute
     compile: Compile = Compile.none
     #: keep the VAE, and text encoders that are not trained, off the device while training; encode photos one by one
     offload: bool = False

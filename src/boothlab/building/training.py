@@ -37,7 +37,7 @@ from boothlab.building.tag_captions import tagger_identity
 from boothlab.cache import Cache, cache_root
 from boothlab.config import NOT_HASHED, BackboneConfig, Compile, Precision, TrainConfig
 from boothlab.diffusion.backbone import Backbone
-from boothlab.diffusion.compiled import compile_unet
+from boothlab.diffusion.compiled import check_gradients, compile_unet
 from boothlab.diffusion.shared_sampling import dismiss
 from boothlab.dreambooth.checkpoints import newest_checkpoint
 from boothlab.dreambooth.data import TrainingData, TrainingImage
@@ -115,7 +115,7 @@ def build_module(
         backbone.unet.enable_gradient_checkpointing()
     if config.trainer.compile is not Compile.none:
         compile_unet(backbone, config.trainer.compile.value)
-    return DreamBoothModule(
+    module = DreamBoothModule(
         backbone,
         data,
         config.optim,
@@ -131,6 +131,10 @@ def build_module(
         whole=whole,
         share=Share.of(ranks, config.data.batch_size, config.trainer.sharded),
     )
+    if config.trainer.compile is not Compile.none:
+        samples = config.data.batch_size * (2 if data.prior else 1)
+        check_gradients(backbone, samples // module.share.rows)
+    return module
 
 
 def lightning_arguments(config: TrainConfig, device: torch.device, module: DreamBoothModule) -> dict[str, Any]:
@@ -190,10 +194,6 @@ def build_training_run(
 
     Other ranks, if there are any, are in `build_follower` meanwhile.
     """
-    if in_a_pack() and not ranks.alone:
-        raise UserError(f"trainer.devices={ranks.size}: jobs of a pack share one device; use 1, or run without a pack")
-    if in_a_pack() and config.trainer.compile is not Compile.none:
-        raise UserError("trainer.compile: jobs of a pack share networks as they are; use none, or run without a pack")
     set_threads(config.trainer.threads, ranks)
     set_determinism(config.trainer.deterministic)
     device, cache = build_device(config.trainer.accelerator, ranks), Cache(cache_root(config.paths.cache))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, get_context, get_start_method, parent_process, set_start_method
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
@@ -35,6 +35,10 @@ class Company:
     pipes: list[Connection] = field(default_factory=list)
     over: threading.Event = field(default_factory=threading.Event)
     reasons: list[tuple[int, bool, str]] = field(default_factory=list)
+    #: torch's CPU threads as they were before the ranks shared the cores
+    threads: int | None = None
+    #: whether this process meets the loss of another at their next exchange, as with gloo; NCCL waits for ever
+    notices: bool = False
 
     @property
     def ranks(self) -> Ranks:
@@ -46,29 +50,34 @@ class Company:
         # DDP would warn, in every process, of what it was told to look for and did not find.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         context = get_context("spawn")  # a forked process has no use of CUDA
-        for rank in range(1, self.size):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_help, args=(config, rank, theirs), daemon=True)
-            process.start()
-            theirs.close()
-            self.processes.append(process)
-            self.pipes.append(ours)
+        with _spawning_usual():
+            for rank in range(1, self.size):
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_help, args=(config, rank, theirs), daemon=True)
+                process.start()
+                theirs.close()
+                self.processes.append(process)
+                self.pipes.append(ours)
         threading.Thread(target=self._watch, daemon=True).start()
 
     def meet(self) -> None:
         """Open torch.distributed's default group with all of them, if there are any."""
         if self.size == 1:
             return
+        import torch
         import torch.distributed as dist
 
+        self.threads = torch.get_num_threads()
         for pipe, process in zip(self.pipes, self.processes, strict=True):
             connection.wait([pipe, process.sentinel])
             if process.exitcode is not None or not self._is_ready(pipe):
+                process.join(GRACE_S)
                 raise RunFailedError(self.told() or f"a process for another device ended with code {process.exitcode}")
         store = dist.TCPStore("127.0.0.1", 0, self.size, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
         for pipe in self.pipes:
-            pipe.send(store.port)
+            pipe.send((store.port, self.threads))
         _join(store, self.ranks)
+        self.notices = not torch.cuda.is_available()
 
     def _is_ready(self, pipe: Connection) -> bool:
         """Whether a process has said that it is ready, and nothing worse."""
@@ -91,16 +100,26 @@ class Company:
 
             if dist.is_initialized():
                 dist.destroy_process_group()
+        if self.threads is not None:  # a later job of this process shares its cores with nobody
+            import torch
+
+            torch.set_num_threads(self.threads)
 
     def told(self) -> str | None:
-        """Why another process has ended, if one has said so. Who lost touch with one that ended is no reason."""
+        """Why another process has ended, if one has. Who lost touch with one that ended is no reason."""
         for rank, pipe in enumerate(self.pipes, 1):
             try:
                 if pipe.poll():
                     self.reasons.append((rank, *pipe.recv()))
             except (EOFError, OSError):
                 continue
-        for rank, _, text in sorted(self.reasons, key=lambda reason: reason[1]):
+        spoke = {rank for rank, _, _ in self.reasons}
+        silent = [
+            (rank, False, _how_it_ended(process.exitcode))
+            for rank, process in enumerate(self.processes, 1)
+            if process.exitcode and rank not in spoke
+        ]
+        for rank, _, text in sorted([*self.reasons, *silent], key=lambda reason: reason[1]):
             return f"device {rank}: {text}"
         return None
 
@@ -109,16 +128,14 @@ class Company:
         """An error of torch.distributed in this block is told as what another process ended with."""
         try:
             yield
-        except (UserError, RunFailedError):
-            raise
-        except Exception as error:
+        except RuntimeError as error:
             connection.wait([process.sentinel for process in self.processes], timeout=2.0)
             if reason := self.told():
                 raise RunFailedError(reason) from error
             raise
 
     def _watch(self) -> None:
-        """End this process if another one has failed and left it waiting, as NCCL does."""
+        """End this process if another one has failed and left it waiting, as NCCL does and whoever is to be joined."""
         running = list(self.processes)
         while running:
             ended = connection.wait([process.sentinel for process in running])
@@ -127,11 +144,29 @@ class Company:
                 process.join()
                 if process.exitcode == 0:
                     continue
-                if not self.over.wait(GRACE_S):
+                if not self.over.wait(GRACE_S) and not self.notices:
                     reason = self.told() or f"another process of this run ended with code {process.exitcode}"
                     print(f"boothlab: {reason}", file=sys.stderr, flush=True)
                     os._exit(1)
                 return
+
+
+@contextmanager
+def _spawning_usual() -> Iterator[None]:
+    """A child is told how its parent starts processes by default, and would not know joblib's own way, loky."""
+    usual = get_start_method(allow_none=True)
+    set_start_method("spawn", force=True)
+    try:
+        yield
+    finally:
+        set_start_method(usual, force=True)
+
+
+def _how_it_ended(code: int) -> str:
+    """What an exit code of multiprocessing says, of a process that did not."""
+    return (
+        f"its process was killed by signal {-code} (out of memory?)" if code < 0 else f"its process ended with {code}"
+    )
 
 
 @contextmanager
@@ -184,6 +219,7 @@ def _train(config: TrainConfig, ranks: Ranks, pipe: Connection) -> None:
     from boothlab.starting import imports_uncollected
 
     with imports_uncollected():
+        import torch
         import torch.distributed as dist
 
         from boothlab.building.following import build_follower
@@ -192,7 +228,9 @@ def _train(config: TrainConfig, ranks: Ranks, pipe: Connection) -> None:
     logging.disable(logging.WARNING)  # the leader says the same
     warnings.simplefilter("ignore")
     pipe.send(READY)
-    store = dist.TCPStore("127.0.0.1", pipe.recv(), ranks.size, is_master=False)  # type: ignore[attr-defined]
+    port, threads = pipe.recv()
+    torch.set_num_threads(threads)  # the leader's, of which each takes its share
+    store = dist.TCPStore("127.0.0.1", port, ranks.size, is_master=False)  # type: ignore[attr-defined]
     _join(store, ranks)
     follow(build_follower(config, ranks))
     dist.destroy_process_group()

@@ -284,7 +284,8 @@ def weights_identity(
 ) -> dict[str, str]:
     """What the model is: the SHA-256 of each file of a local folder, or the hub id with the commit in use.
 
-    `hash_file` may know of large files what they were. Configs, tokenizers and the noise schedule count too: they change latents and embeddings as weights do.
+    `hash_file` may know of large files what they were. Configs, tokenizers and the noise schedule count too: they
+    change latents and embeddings as weights do.
     """
     folder = local_folder(source)
     if folder is None:

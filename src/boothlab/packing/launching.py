@@ -53,15 +53,16 @@ class PackSettings:
 def pack_key(resolved: Mapping[str, Any], schema: type) -> Hashable | None:
     """Jobs with one key can share a model; None for a job that has to run alone.
 
-    Alone runs whatever is no training of a LoRA, and dropout with gradient checkpointing, whose masks would be drawn
-    twice.
+    Alone runs whatever is no training of a LoRA, what shares its batches among devices or compiles the networks, and
+    dropout with gradient checkpointing, whose masks would be drawn twice.
     """
     if schema is not SCHEMAS["train"]:
         return None
     trainer, lora = resolved["trainer"], resolved["lora"]
     plain = resolved.get("method", "lora") == "lora" and lora.get("variant", "lora") == "lora"
     doubled = trainer["gradient_checkpointing"] and lora["dropout"] > 0
-    if not plain or doubled or trainer.get("offload"):  # the offloaded networks are everyone's
+    own = trainer.get("devices", 1) > 1 or trainer.get("compile", "none") != "none"
+    if not plain or doubled or own or trainer.get("offload"):  # the offloaded networks are everyone's
         return None
     shared = {name: trainer[name] for name in ("accelerator", "deterministic", "gradient_checkpointing")}
     return repr((sorted(resolved["backbone"].items()), sorted(shared.items())))
