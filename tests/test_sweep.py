@@ -67,7 +67,7 @@ class Trainings:
         self.warnings: list[str] = []
 
     def build(
-        self, config: TrainConfig, resolved: dict[str, Any], run_dir: Path, command: Any, reporter: Reporter, *_: Any
+        self, config: TrainConfig, resolved: dict[str, Any], run_dir: Path, command: Any, reporter: Reporter, **_: Any
     ) -> Any:
         self.ran.append((config.lora.rank, config.seed))
         if config.lora.rank in self.refusals:

@@ -84,8 +84,9 @@ class DreamBoothModule(pl.LightningModule):
         if batch.num_instance < len(losses_B):  # prior preservation: DreamBooth, eq. 2
             prior = losses_B[batch.num_instance :].mean()
             loss = instance + self.prior_weight * prior
-        self.remember(loss, instance, prior)
-        self.check_finite(self.latest["loss"], batch)
+        losses = self.over_devices(loss, instance, prior)
+        self.check_finite(losses["loss"], batch)
+        self.latest = losses
         self.micro_step += self.share.batches
         return loss
 
@@ -189,14 +190,14 @@ class DreamBoothModule(pl.LightningModule):
                 "lower optim.lr, set optim.grad_clip, or use backbone.precision=fp32"
             )
 
-    def remember(self, loss: Tensor, instance: Tensor, prior: Tensor | None) -> None:
-        """Keep the losses of this micro-step, means over the devices, for whoever logs them."""
-        found = {"loss": loss, "instance": instance} | ({} if prior is None else {"prior": prior})
+    def over_devices(self, loss: Tensor, instance: Tensor, prior: Tensor | None) -> dict[str, Tensor]:
+        """The losses of this micro-step, means over the devices, for whoever logs them."""
+        found = {"loss": loss.detach(), "instance": instance.detach()}
+        if prior is not None:
+            found["prior"] = prior.detach()
         if self.share.ranks.alone:
-            self.latest = {name: value.detach() for name, value in found.items()}
-            return
-        means = self.share.ranks.mean(torch.stack([value.detach() for value in found.values()]))
-        self.latest = dict(zip(found, means, strict=True))
+            return found
+        return dict(zip(found, self.share.ranks.mean(torch.stack(list(found.values()))), strict=True))
 
     def on_train_epoch_start(self) -> None:
         # Lightning leaves modules as it finds them. Adapter dropout and gradient checkpointing only work in train mode;
