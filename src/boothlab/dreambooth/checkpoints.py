@@ -110,7 +110,7 @@ def newest_checkpoint(run_dir: Path) -> tuple[Path, int] | None:
     for folder in reversed(folders):
         try:
             return folder, _whole(folder)
-        except (UserError, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        except (UserError, OSError, AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             log.warning("%s is damaged (%s) and is passed over", folder, error)
     return None
 
@@ -142,7 +142,16 @@ def restore_checkpoint(folder: Path, module: DreamBoothModule, optimizer: Any, s
     """Put a checkpoint's adapter, optimizer and schedule back. Raises UserError if it does not hold all of them."""
     try:
         return _restore(folder, module, optimizer, schedule)
-    except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (
+        SafetensorError,
+        OSError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        OverflowError,
+    ) as error:
         if is_out_of_memory(error):
             raise
         raise UserError(
