@@ -408,6 +408,7 @@ def test_adapter_settings(changes: list[tuple[int, str, Any]]) -> None:
 
 
 @fuzz(60, CHANGES)
+@example([(0, "set", math.inf)])
 def test_checkpoints(changes: list[tuple[int, str, Any]]) -> None:
     """A checkpoint whose notes were altered is passed over, unless only what resuming checks later was."""
     with folder() as root:
