@@ -82,6 +82,12 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def photos(work: Path, resolution: int, batch: int) -> Path:
+    """At least five photos, and whole batches of them: the script's last batch of a pass is what is left over."""
+    count = -(-5 // batch) * batch
+    return picture_folder(work / f"photos-{resolution}-{count}", NOUN, 6, count, resolution)
+
+
 def cases(args: argparse.Namespace, work: Path) -> list[Case]:
     """Each batch size, and each also with prior preservation and with a trained text encoder where asked for."""
     model, own = model_folder(args.size, work)
@@ -90,7 +96,7 @@ def cases(args: argparse.Namespace, work: Path) -> list[Case]:
     plain = Case(
         size=args.size,
         model=model,
-        photos=picture_folder(work / f"photos-{resolution}", NOUN, 6, 5, resolution),
+        photos=photos(work, resolution, 1),
         class_photos=picture_folder(work / f"class-{resolution}", NOUN, 0, 8, resolution),
         resolution=resolution,
         steps=args.steps,
@@ -101,7 +107,7 @@ def cases(args: argparse.Namespace, work: Path) -> list[Case]:
         device=args.device,
         ours=tuple(args.ours),
     )
-    found = [replace(plain, batch=batch) for batch in args.batch]
+    found = [replace(plain, batch=batch, photos=photos(work, resolution, batch)) for batch in args.batch]
     found += [replace(case, prior=True) for case in found if args.prior]
     return found + [replace(case, text_encoder=True) for case in found if args.text_encoder]
 
