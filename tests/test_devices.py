@@ -202,6 +202,18 @@ def test_a_run_goes_on_with_another_number_of_devices(lab: Lab, monkeypatch: pyt
 
 
 @pytest.mark.slow
+def test_both_text_encoders_of_sdxl_can_be_sharded(pipelines: dict[str, Path], tmp_path: Path) -> None:
+    """transformers hands out hidden states, which SDXL reads, by the class of a layer; sharding changes classes."""
+    sdxl = Lab(tmp_path, pipelines["sdxl"])
+    extra = ("method=full", "full.train_text_encoder=true", "optim.lr=0.0001", "trainer.max_steps=2")
+    one = sdxl.train("one", *extra, "evaluation.enabled=false")
+    two = sdxl.train("two", *extra, "evaluation.enabled=false", TWO, SHARDED)
+    for (_, row), (_, other) in zip(history(one), history(two), strict=True):
+        assert math.isclose(row["train/loss"], other["train/loss"], rel_tol=SAME_LOSS)
+        assert math.isclose(row["train/grad_norm"], other["train/grad_norm"], rel_tol=SAME_LOSS)
+
+
+@pytest.mark.slow
 def test_a_sharded_run_goes_on_unsharded_and_back(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     extra = (
         "method=full",
