@@ -111,17 +111,21 @@ class _Silent(Ranks):
         return values
 
 
-def test_dropout_touches_the_generator_of_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of a machine's GPUs would be started otherwise, with a warning, by each process."""
+@pytest.mark.parametrize(("cuda", "expected"), [(True, [3]), (False, [])])
+def test_dropout_touches_the_generator_of_one_device(
+    monkeypatch: pytest.MonkeyPatch, cuda: bool, expected: list[int]
+) -> None:
+    """All GPUs of a machine would be started otherwise, with a warning, by each process; an Apple GPU has no number."""
     asked = []
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     monkeypatch.setattr(torch.random, "fork_rng", lambda devices=None: asked.append(devices) or nullcontext())
     state = torch.get_rng_state()
     with _SeededGlobal(1):
         pass
     torch.set_rng_state(state)
-    assert asked == [[3]]
+    assert asked == [expected]
 
 
 def test_one_device_needs_no_group() -> None:
@@ -199,6 +203,14 @@ def test_a_run_goes_on_with_another_number_of_devices(lab: Lab, monkeypatch: pyt
                 assert math.isclose(row[key], expected[key], rel_tol=SAME_LOSS, abs_tol=1e-7), key
     again = lab.train("numbers-again", TWO, *extra)
     assert same_adapter(straight_by_two, again)  # with the same number, to the bit
+
+
+def test_a_traceback_of_another_device_is_told_by_its_last_line(caplog: pytest.LogCaptureFixture) -> None:
+    found = devices.Company(2, reasons=[(1, True, "Traceback (most recent call last):\n  deep down\nKeyError: 'x'\n")])
+    assert found.told() == "device 1: KeyError: 'x'"
+    assert "deep down" in caplog.text  # for whoever is to mend it
+    found.reasons.append((2, False, "out of memory here"))
+    assert found.told() == "device 2: out of memory here"
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The further processes of a run on several devices: started with it, watched, and ended with it."""
 
+import logging
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from boothlab.config import TrainConfig
 from boothlab.errors import RunFailedError, UserError
 from boothlab.ranks import Ranks
 
+log = logging.getLogger(__name__)
 #: nobody waits in vain: a process that ends takes the others with it, and an evaluation may keep them for hours
 PATIENCE = timedelta(days=7)
 #: seconds in which the leader may notice by itself that another process has ended
@@ -119,8 +121,10 @@ class Company:
             for rank, process in enumerate(self.processes, 1)
             if process.exitcode and rank not in spoke
         ]
-        for rank, _, text in sorted([*self.reasons, *silent], key=lambda reason: reason[1]):
-            return f"device {rank}: {text}"
+        for rank, unforeseen, text in sorted([*self.reasons, *silent], key=lambda reason: reason[1]):
+            if unforeseen:
+                log.error("device %d:\n%s", rank, text)
+            return f"device {rank}: {text.strip().splitlines()[-1]}"
         return None
 
     @contextmanager
@@ -213,7 +217,6 @@ def _end_with_the_leader() -> None:
 
 
 def _train(config: TrainConfig, ranks: Ranks, pipe: Connection) -> None:
-    import logging
     import warnings
 
     from boothlab.starting import imports_uncollected

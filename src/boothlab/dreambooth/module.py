@@ -257,7 +257,7 @@ class _SeededGlobal:
     def __enter__(self) -> None:
         if self.seed is not None:
             # Its own device alone: by default all GPUs of the machine would be started, with a warning.
-            here = [torch.accelerator.current_device_index()] if torch.accelerator.is_available() else []
+            here = [torch.cuda.current_device()] if torch.cuda.is_available() else []
             self.fork = torch.random.fork_rng(here)
             self.fork.__enter__()
             torch.manual_seed(self.seed)
